@@ -1,0 +1,1 @@
+//! Core's one implementation of the public traits over any store.

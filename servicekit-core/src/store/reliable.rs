@@ -1,0 +1,138 @@
+//! The one wrapper over a store: time-outs, retries, tracing, and the settling of unknown answers.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use super::{Change, Group, Key, Put, Record, Store, Version, WriteId};
+use crate::{Capabilities, Env, Error, Kind, Result, Retry, clock::timeout};
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "made by callers")]
+pub struct Limits {
+    /// For one request.
+    pub attempt: Duration,
+    /// For one operation with all its attempts; none begins after it.
+    pub total: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { attempt: Duration::from_secs(3), total: Duration::from_secs(8) }
+    }
+}
+
+/// Sends requests again where that is safe, and finds out by the write id whether an unanswered put was applied.
+#[derive(Debug)]
+pub struct Reliable {
+    name: &'static str,
+    store: Arc<dyn Store>,
+    env: Env,
+    limits: Limits,
+}
+
+/// The pause before the second attempt; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+impl Reliable {
+    /// Wraps a store that is called `name` in errors.
+    #[must_use]
+    pub fn new(name: &'static str, store: Arc<dyn Store>, env: Env, limits: Limits) -> Self {
+        Self { name, store, env, limits }
+    }
+
+    /// Calls until it succeeds, fails for good, or the time is over. `attempt` is told whether an earlier one may have
+    /// been applied.
+    async fn retry<T, F>(
+        &self,
+        operation: &'static str,
+        key: &(impl std::fmt::Display + Sync),
+        mut attempt: impl FnMut(bool) -> F + Send,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        let clock = &*self.env.clock;
+        let deadline = clock.now() + self.limits.total;
+        let mut pause = FIRST_PAUSE;
+        let mut unsettled = false;
+        loop {
+            let result = timeout(clock, self.limits.attempt, attempt(unsettled)).await;
+            let error = match result {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error,
+                Err(_) => Error::new(Kind::Timeout, format!("no answer within {:?}", self.limits.attempt))
+                    .retry_as(Retry::Unknown),
+            };
+            let error = error.during(operation).on(self.name).at(key);
+            tracing::debug!(%error, kind = ?error.kind(), retry = ?error.retry(), "attempt failed");
+            unsettled |= error.retry() == Retry::Unknown;
+            let next = clock.now() + pause;
+            match error.retry() {
+                Retry::Never | Retry::Exhausted => return Err(error),
+                Retry::Safe | Retry::Unknown if next >= deadline => return Err(given_up(error, unsettled)),
+                Retry::Safe | Retry::Unknown => {}
+            }
+            clock.sleep(self.env.random.jitter(pause, 0.5)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// What the caller gets when the time is over: `Unknown` stays unknown.
+fn given_up(error: Error, unsettled: bool) -> Error {
+    error.retry_as(if unsettled { Retry::Unknown } else { Retry::Exhausted })
+}
+
+#[async_trait]
+impl Store for Reliable {
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Record>> {
+        self.retry("get", key, |_| self.store.get(key)).await
+    }
+
+    async fn put(&self, put: &Put) -> Result<Version> {
+        self.retry("put", &put.key, |unsettled| async move {
+            let conflict = match self.store.put(put).await {
+                Err(error) if unsettled && error.kind() == Kind::Conflict => error,
+                answer => return answer.map(Ok),
+            };
+            // An earlier attempt may be what is in our way. If the record is not ours now, it may have been for a while.
+            match self.store.get(&put.key).await? {
+                Some(record) if record.write == put.write => Ok(Ok(record.version)),
+                _ => Ok(Err(conflict.during("put").on(self.name).at(&put.key).retry_as(Retry::Unknown))),
+            }
+        })
+        .await?
+    }
+
+    async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
+        self.retry("touch", key, |_| self.store.touch(key, write)).await
+    }
+
+    async fn delete(&self, key: &Key, version: &Version) -> Result<()> {
+        self.retry("delete", key, |unsettled| async move {
+            match self.store.delete(key, version).await {
+                // Gone is gone, whoever did it.
+                Err(error) if unsettled && error.kind() == Kind::NotFound => Ok(()),
+                answer => answer,
+            }
+        })
+        .await
+    }
+
+    async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
+        let what = groups.first().map_or("nothing", Group::as_str);
+        self.retry("list", &what, |_| self.store.list(groups)).await
+    }
+
+    fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {
+        self.store.watch(group)
+    }
+}
