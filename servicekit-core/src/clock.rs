@@ -226,6 +226,8 @@ fn read(clock: ClockId) -> Duration {
     )
 }
 
+// Its replacement is `unsafe`, for types that may close their descriptor meanwhile; an `OwnedFd` does not.
+#[expect(deprecated, reason = "sound for an OwnedFd, and the replacement is unsafe")]
 fn arm(deadline: Instant) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Boottime, flags)?;
@@ -236,7 +238,7 @@ fn arm(deadline: Instant) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     };
     let once = Itimerspec { it_interval: never, it_value: at };
     rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &once)?;
-    AsyncFd::register_with_interest(timer, Interest::READABLE)
+    AsyncFd::with_interest(timer, Interest::READABLE)
 }
 
 #[cfg(test)]
