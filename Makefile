@@ -1,0 +1,33 @@
+# Everything that a person types. The work is in scripts/, so that each part can also be run by itself.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak bench fmt setup
+
+help: ## Show this list
+	@echo "servicekit: discovery and leases for plain Linux hosts. Start with 'make demo'."
+	@echo
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## Build, then show the main job on real HTTP servers; under a minute, leaves nothing behind
+	@scripts/setup demo
+	@scripts/demo
+
+test: ## Run all that CI runs: format, lints, licences, docs, tests, examples, demo
+	@scripts/setup test
+	@scripts/test
+
+soak: ## Run the seeded tests with many more seeds: make soak SEEDS=1000
+	@scripts/setup build
+	@scripts/soak $(SEEDS)
+
+bench: ## Measure speed and memory, and hold them against the budgets in benches/README.md
+	@scripts/setup bench
+	@scripts/bench
+
+fmt: ## Format the code
+	cargo fmt --all
+
+setup: ## Install what demo, test and bench need, and nothing else
+	@scripts/setup demo
+	@scripts/setup test
+	@scripts/setup bench
