@@ -4,7 +4,7 @@
 //! that only rises. A lease is no lock on anything outside the store: give the token to the guarded resource, and let it
 //! refuse tokens lower than the highest that it has seen.
 
-// mod guard;
+mod guard;
 
 use std::{fmt, time::Duration};
 
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-// pub use guard::{Guard, Loss, acquire, margin};
+pub use guard::{Guard, Held, Loss, Obtained, Progress, acquire, margin, obtain};
 
 use crate::{Capabilities, Label, Name, Result, ServiceId, Timestamp};
 
@@ -189,7 +189,10 @@ pub enum Standing {
 
 /// A grant, as its holder sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "providers of other crates make them"
+)]
 pub struct Granted {
     /// Higher than that of every grant before.
     pub token: Token,
@@ -203,7 +206,10 @@ pub struct Granted {
 
 /// A lease, as anybody sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "providers of other crates make them"
+)]
 pub struct Lease {
     /// Its name.
     pub name: Label,
@@ -219,7 +225,10 @@ pub struct Lease {
 
 /// Somebody holding a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "providers of other crates make them"
+)]
 pub struct Grant {
     /// Who.
     pub holder: ServiceId,
@@ -243,7 +252,10 @@ pub struct Grant {
 
 /// Somebody waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "providers of other crates make them"
+)]
 pub struct Waiter {
     /// Who.
     pub holder: ServiceId,
@@ -257,7 +269,10 @@ pub struct Waiter {
 
 /// A grant that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "providers of other crates make them"
+)]
 pub struct PastGrant {
     /// Who held it.
     pub holder: ServiceId,

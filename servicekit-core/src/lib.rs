@@ -11,7 +11,7 @@
 
 pub mod cert;
 pub mod clock;
-// pub mod discovery;
+pub mod discovery;
 pub mod health;
 pub mod instance;
 pub mod lease;

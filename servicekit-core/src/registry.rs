@@ -2,14 +2,23 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use crate::{Capabilities, Instance, Label, Name, Result, ServiceId, State, store::WriteId};
+use crate::{
+    Capabilities, Instance, Label, Name, Result, ServiceId, State, instance::StateChange,
+    store::WriteId,
+};
+
+/// How often an instance is put again while nothing changes: the record of one that is not ends after [`RETENTION`].
+pub const REFRESH: Duration = Duration::from_secs(20 * 60);
+
+/// How long the record of an instance stays after its last put: an hour in which a lost one is shown, and [`REFRESH`].
+pub const RETENTION: Duration = Duration::from_secs(80 * 60);
 
 /// Keeps instances, and tells who is up.
 ///
@@ -55,7 +64,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// `Superseded` when a newer incarnation owns the record, or has removed it: stop, and do not put again.
-    /// `Lost` when the session has ended. After an error with retry `Unknown` put again; it settles itself.
+    /// That the session has ended shows at its next beat. After an error with retry `Unknown` put again; it settles itself.
     async fn put(&self, session: &Session, claim: &Claim, instance: &Instance) -> Result<()>;
 
     /// Removes an instance that this claim owns, for good: no late request brings it back.
@@ -75,7 +84,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
 
     /// The instances of a label, now and after each change.
     ///
-    /// It begins with a snapshot, sends a fresh one whenever it cannot prove that nothing was missed, heals itself after an
+    /// What the instances remember of their changes is left out. It begins with a snapshot, sends a fresh one whenever it cannot prove that nothing was missed, heals itself after an
     /// `Err`, and does not end. After an outage it declares nobody lost until one ttl after the store answered again.
     fn watch(&self, label: &Label) -> BoxStream<'static, Result<Event>>;
 
@@ -90,7 +99,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
 /// A node's proof of life.
 #[derive(Clone, Debug)]
 pub struct Session {
-    pub(crate) name: Name,
+    pub(crate) reference: SessionRef,
     pub(crate) ttl: Duration,
     /// The put that a beat proves; a takeover's note replaces it.
     pub(crate) write: Arc<Mutex<WriteId>>,
@@ -103,19 +112,35 @@ impl Session {
         self.ttl
     }
 
-    /// What the instances that hang on it name.
+    /// Its name in the store.
     #[must_use]
     pub fn name(&self) -> &Name {
-        &self.name
+        &self.reference.name
     }
 }
 
 /// A process's right to one instance; it begins without an incarnation, and the first put draws it.
 ///
-/// Keep it for as long as the process lives, over any number of sessions.
+/// One for each instance; keep it for as long as the process lives, over any number of sessions.
 #[derive(Debug, Default)]
-pub struct Claim {
-    pub(crate) incarnation: Mutex<Option<u64>>,
+pub struct Claim(Mutex<Drawn>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Drawn {
+    /// Whether anything was put, or may have been.
+    pub(crate) used: bool,
+    pub(crate) incarnation: Option<u64>,
+    /// The instance's changes from before this claim.
+    pub(crate) before: Vec<StateChange>,
+    /// The session that has to be told that it was taken over.
+    pub(crate) former: Option<SessionRef>,
+}
+
+/// Which session: names are used again, nonces are not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub(crate) struct SessionRef {
+    pub(crate) name: Name,
+    pub(crate) nonce: String,
 }
 
 impl Claim {
@@ -128,12 +153,18 @@ impl Claim {
     /// The incarnation, once it was drawn.
     #[must_use]
     pub fn incarnation(&self) -> Option<u64> {
-        *self.incarnation.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.lock().incarnation
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Drawn> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Names an instance.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[expect(clippy::exhaustive_structs, reason = "plain data")]
 pub struct InstanceKey {
     /// The service.
@@ -144,16 +175,21 @@ pub struct InstanceKey {
 
 /// All instances of a label at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "registries of other crates make them")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "registries of other crates make them"
+)]
 pub struct Snapshot {
     /// The instances, in the order of their ids.
-    pub instances: Vec<Instance>,
+    pub instances: Vec<Arc<Instance>>,
 }
 
 impl Snapshot {
     /// Those that are up.
-    pub fn up(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.iter().filter(|instance| instance.state == State::Up)
+    pub fn up(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances
+            .iter()
+            .filter(|instance| instance.state == State::Up)
     }
 }
 
@@ -164,7 +200,7 @@ pub enum Event {
     /// All instances; whatever is not in it is not there.
     Snapshot(Snapshot),
     /// This instance is new, or has changed.
-    Changed(Box<Instance>),
+    Changed(Arc<Instance>),
     /// This instance is no longer registered.
     Removed(ServiceId),
 }

@@ -20,7 +20,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { attempt: Duration::from_secs(3), total: Duration::from_secs(8) }
+        Self {
+            attempt: Duration::from_secs(3),
+            total: Duration::from_secs(8),
+        }
     }
 }
 
@@ -41,7 +44,12 @@ impl Reliable {
     /// Wraps a store that is called `name` in errors.
     #[must_use]
     pub fn new(name: &'static str, store: Arc<dyn Store>, env: Env, limits: Limits) -> Self {
-        Self { name, store, env, limits }
+        Self {
+            name,
+            store,
+            env,
+            limits,
+        }
     }
 
     /// Calls until it succeeds, fails for good, or the time is over. `attempt` is told whether an earlier one may have
@@ -64,8 +72,11 @@ impl Reliable {
             let error = match result {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
-                Err(_) => Error::new(Kind::Timeout, format!("no answer within {:?}", self.limits.attempt))
-                    .retry_as(Retry::Unknown),
+                Err(_) => Error::new(
+                    Kind::Timeout,
+                    format!("no answer within {:?}", self.limits.attempt),
+                )
+                .retry_as(Retry::Unknown),
             };
             let error = error.during(operation).on(self.name).at(key);
             tracing::debug!(%error, kind = ?error.kind(), retry = ?error.retry(), "attempt failed");
@@ -73,7 +84,9 @@ impl Reliable {
             let next = clock.now() + pause;
             match error.retry() {
                 Retry::Never | Retry::Exhausted => return Err(error),
-                Retry::Safe | Retry::Unknown if next >= deadline => return Err(given_up(error, unsettled)),
+                Retry::Safe | Retry::Unknown if next >= deadline => {
+                    return Err(given_up(error, unsettled));
+                }
                 Retry::Safe | Retry::Unknown => {}
             }
             clock.sleep(self.env.random.jitter(pause, 0.5)).await;
@@ -84,7 +97,11 @@ impl Reliable {
 
 /// What the caller gets when the time is over: `Unknown` stays unknown.
 fn given_up(error: Error, unsettled: bool) -> Error {
-    error.retry_as(if unsettled { Retry::Unknown } else { Retry::Exhausted })
+    error.retry_as(if unsettled {
+        Retry::Unknown
+    } else {
+        Retry::Exhausted
+    })
 }
 
 #[async_trait]
@@ -106,14 +123,19 @@ impl Store for Reliable {
             // An earlier attempt may be what is in our way. If the record is not ours now, it may have been for a while.
             match self.store.get(&put.key).await? {
                 Some(record) if record.write == put.write => Ok(Ok(record.version)),
-                _ => Ok(Err(conflict.during("put").on(self.name).at(&put.key).retry_as(Retry::Unknown))),
+                _ => Ok(Err(conflict
+                    .during("put")
+                    .on(self.name)
+                    .at(&put.key)
+                    .retry_as(Retry::Unknown))),
             }
         })
         .await?
     }
 
     async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
-        self.retry("touch", key, |_| self.store.touch(key, write)).await
+        self.retry("touch", key, |_| self.store.touch(key, write))
+            .await
     }
 
     async fn delete(&self, key: &Key, version: &Version) -> Result<()> {

@@ -1,0 +1,444 @@
+//! [`Registry`] over a store. Following is in [`super::merge`].
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use super::{FORMAT, Index, Oddities, merge::Merge, put_json};
+use crate::{
+    Capabilities, Env, Error, Instance, Kind, Label, Name, Namespace, Registry, Result, Retry,
+    ServiceId,
+    instance::{REMEMBERED_CHANGES, StateChange},
+    registry::{Claim, Event, InstanceKey, RETENTION, Session, SessionRef, Snapshot},
+    store::{Expect, Group, Keep, Key, Record, Reliable, Store as _, WriteId},
+};
+
+/// Sessions have one of so many names, used again and again: some stores keep a row for every name ever deleted.
+const SESSION_NAMES: u64 = 65_536;
+
+/// How often a write that lost is tried again.
+const MOST_TRIES: u32 = 50;
+
+/// How many takeovers a session's record holds; who missed more learns of them at its next puts.
+const MOST_TAKEN: usize = 1000;
+
+/// The registry over a store.
+#[derive(Debug)]
+pub(crate) struct Instances {
+    store: Arc<Reliable>,
+    namespace: Namespace,
+    env: Env,
+    index: Index,
+    /// Labels that are in the index for sure.
+    indexed: Mutex<BTreeSet<Label>>,
+    oddities: Arc<Oddities>,
+}
+
+/// The value of an instance's record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct InstanceValue {
+    v: u32,
+    pub(super) incarnation: u64,
+    pub(super) session: SessionRef,
+    /// Left behind for a while by a removal, so that nothing late brings the instance back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) removed: bool,
+    #[serde(flatten)]
+    pub(super) instance: Instance,
+    /// What a newer version added.
+    #[serde(flatten)]
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The value of a session's record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SessionValue {
+    v: u32,
+    pub(super) nonce: String,
+    node: String,
+    /// Instances that were taken over from this session, until its next beat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    taken: Vec<InstanceKey>,
+    /// What a newer version added.
+    #[serde(flatten)]
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Instances {
+    pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
+        let index = Index {
+            group: Group::of(namespace, "labels"),
+            store: store.clone(),
+        };
+        let (namespace, indexed) = (namespace.clone(), Mutex::default());
+        Self {
+            store,
+            namespace,
+            env,
+            index,
+            indexed,
+            oddities: Arc::default(),
+        }
+    }
+
+    fn instances(&self, label: &Label) -> Group {
+        Group::scoped(&self.namespace, "instances", &label.into())
+    }
+
+    fn sessions(&self) -> Group {
+        Group::of(&self.namespace, "sessions")
+    }
+
+    async fn index(&self, label: &Label) -> Result<()> {
+        let indexed = || self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+        if indexed().contains(label) {
+            return Ok(());
+        }
+        self.index.add(&self.env.random, label.into()).await?;
+        indexed().insert(label.clone());
+        Ok(())
+    }
+
+    /// Reads an instance's record; one that cannot be used is reported, and its place may be taken.
+    async fn stored(&self, key: &Key) -> Result<(Option<InstanceValue>, Expect)> {
+        let Some(record) = self.store.get(key).await? else {
+            return Ok((None, Expect::Absent));
+        };
+        let value = self.oddities.skip(&record);
+        Ok((value, Expect::At(record.version)))
+    }
+
+    async fn session(&self, session: &SessionRef) -> Result<Option<(SessionValue, Record)>> {
+        let key = self.sessions().key(session.name.clone());
+        let Some(record) = self.store.get(&key).await? else {
+            return Ok(None);
+        };
+        let value = self.oddities.skip::<SessionValue>(&record);
+        Ok(value
+            .filter(|value| value.nonce == session.nonce)
+            .map(|value| (value, record)))
+    }
+
+    /// Writes a session's value over the one that was read, and returns the write id.
+    async fn rewrite(&self, value: &SessionValue, record: &Record, keep: Keep) -> Result<WriteId> {
+        let expect = Expect::At(record.version.clone());
+        let put = put_json(&self.env.random, &record.key, value, expect, keep)?;
+        self.store.put(&put).await?;
+        Ok(put.write)
+    }
+
+    /// Tells a session that one of its instances was taken over. It hears of it at its next beat.
+    async fn tell(&self, session: &SessionRef, taken: &InstanceKey) -> Result<()> {
+        for attempt in 0..MOST_TRIES {
+            let Some((mut value, record)) = self.session(session).await? else {
+                return Ok(());
+            };
+            if value.taken.contains(taken) || value.taken.len() >= MOST_TAKEN {
+                return Ok(());
+            }
+            value.taken.push(taken.clone());
+            match self.rewrite(&value, &record, Keep::Unchanged).await {
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                answer => return answer.map(drop),
+            }
+        }
+        Err(too_busy(&taken.service_id))
+    }
+
+    fn merge(&self, label: &Label) -> Merge {
+        let Capabilities { server_expiry, .. } = self.capabilities();
+        let (clock, oddities) = (self.env.clock.clone(), self.oddities.clone());
+        Merge::new(clock, oddities, label.clone(), server_expiry)
+    }
+
+    async fn pause(&self, attempt: u32) {
+        let longest = Duration::from_millis(2) * (attempt + 1).min(25);
+        self.env
+            .clock
+            .sleep(self.env.random.jitter(longest / 2, 1.0))
+            .await;
+    }
+}
+
+#[async_trait]
+impl Registry for Instances {
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
+    }
+
+    async fn open(&self, node: &str, ttl: Duration) -> Result<Session> {
+        let least = self.capabilities().min_ttl;
+        if ttl < least {
+            let message =
+                format!("a ttl of {ttl:?} is below the {least:?} that this store can keep");
+            return Err(Error::new(Kind::Invalid, message).during("open"));
+        }
+        let random = &self.env.random;
+        let value = SessionValue {
+            v: FORMAT,
+            nonce: random.id(),
+            node: node.to_owned(),
+            taken: Vec::new(),
+            other: serde_json::Map::new(),
+        };
+        for _ in 0..MOST_TRIES {
+            let name: Name = format!("s-{:04x}", random.below(SESSION_NAMES)).parse()?;
+            let key = self.sessions().key(name.clone());
+            let mut put = put_json(random, &key, &value, Expect::Absent, Keep::Ephemeral(ttl))?;
+            let mut written = self.store.put(&put).await;
+            if written
+                .as_ref()
+                .is_err_and(|error| error.kind() == Kind::Conflict)
+            {
+                // Where nobody but observers ends a record, one that is over may be replaced.
+                match self.store.get(&key).await? {
+                    Some(record) if record.is_over() => put.expect = Expect::At(record.version),
+                    _ => continue,
+                }
+                written = self.store.put(&put).await;
+            }
+            match written {
+                Err(error) if error.kind() == Kind::Conflict => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    let reference = SessionRef {
+                        name,
+                        nonce: value.nonce,
+                    };
+                    return Ok(Session {
+                        reference,
+                        ttl,
+                        write: Arc::new(Mutex::new(put.write)),
+                    });
+                }
+            }
+        }
+        Err(too_busy(&"sessions"))
+    }
+
+    async fn beat(&self, session: &Session) -> Result<Vec<InstanceKey>> {
+        let key = self.sessions().key(session.reference.name.clone());
+        for attempt in 0..MOST_TRIES {
+            let write = session
+                .write
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            match self.store.touch(&key, &write).await {
+                Err(error) if error.kind() == Kind::Conflict => {}
+                answer => return answer.map(|_| Vec::new()),
+            }
+            // Somebody wrote a note into it, or it is somebody else's by now.
+            let Some((mut value, record)) = self.session(&session.reference).await? else {
+                let message = "the session has ended";
+                return Err(Error::new(Kind::Lost, message).during("beat").at(&key));
+            };
+            let taken = std::mem::take(&mut value.taken);
+            match self
+                .rewrite(&value, &record, Keep::Ephemeral(session.ttl))
+                .await
+            {
+                Ok(write) => {
+                    *session.write.lock().unwrap_or_else(PoisonError::into_inner) = write;
+                    return Ok(taken);
+                }
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(too_busy(&key))
+    }
+
+    async fn close(&self, session: &Session) -> Result<()> {
+        for attempt in 0..MOST_TRIES {
+            let Some((_, record)) = self.session(&session.reference).await? else {
+                return Ok(());
+            };
+            match self.store.delete(&record.key, &record.version).await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                answer => return answer,
+            }
+        }
+        Err(too_busy(&session.reference.name))
+    }
+
+    async fn put(&self, session: &Session, claim: &Claim, instance: &Instance) -> Result<()> {
+        let Instance {
+            label, service_id, ..
+        } = instance;
+        self.index(label).await?;
+        let key = self.instances(label).key(service_id);
+        for attempt in 0..MOST_TRIES {
+            let (stored, expect) = self.stored(&key).await?;
+            let (incarnation, before) = claim.draw(stored.as_ref(), self.env.clock.wall(), &key)?;
+            let changes = before.iter().chain(&instance.changes);
+            let surplus =
+                (before.len() + instance.changes.len()).saturating_sub(REMEMBERED_CHANGES);
+            let changes = changes.skip(surplus).cloned().collect();
+            let value = InstanceValue {
+                v: FORMAT,
+                incarnation,
+                session: session.reference.clone(),
+                removed: false,
+                instance: Instance {
+                    changes,
+                    ..instance.clone()
+                },
+                other: stored
+                    .as_ref()
+                    .map(|stored| stored.other.clone())
+                    .unwrap_or_default(),
+            };
+            let put = put_json(
+                &self.env.random,
+                &key,
+                &value,
+                expect,
+                Keep::Ephemeral(RETENTION),
+            )?;
+            match self.store.put(&put).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::Conflict => {
+                    self.pause(attempt).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            claim.make_good(incarnation, stored, &session.reference, before);
+            if let Some(former) = claim.former() {
+                let taken = InstanceKey {
+                    label: label.clone(),
+                    service_id: service_id.clone(),
+                };
+                self.tell(&former, &taken).await?;
+                claim.told();
+            }
+            return Ok(());
+        }
+        Err(too_busy(&key))
+    }
+
+    async fn remove(&self, claim: &Claim, label: &Label, id: &ServiceId) -> Result<()> {
+        if !claim.was_used() {
+            return Ok(());
+        }
+        let key = self.instances(label).key(id);
+        for attempt in 0..MOST_TRIES {
+            let (stored, expect) = self.stored(&key).await?;
+            let wall = self.env.clock.wall();
+            let (incarnation, _) = claim.draw(stored.as_ref(), wall, &key)?;
+            let instance = Instance::starting(label.clone(), id.clone(), "", wall);
+            let (name, nonce) = ("none".parse()?, String::new());
+            let value = InstanceValue {
+                v: FORMAT,
+                incarnation,
+                session: SessionRef { name, nonce },
+                removed: true,
+                instance,
+                other: serde_json::Map::new(),
+            };
+            let put = put_json(
+                &self.env.random,
+                &key,
+                &value,
+                expect,
+                Keep::Ephemeral(RETENTION),
+            )?;
+            match self.store.put(&put).await {
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                answer => return answer.map(drop),
+            }
+        }
+        Err(too_busy(&key))
+    }
+
+    async fn list(&self, label: &Label) -> Result<Snapshot> {
+        let group = self.instances(label);
+        let records = self.store.list(&[group.clone(), self.sessions()]).await?;
+        let (instances, sessions) = records
+            .into_iter()
+            .partition(|record| record.key.group == group);
+        let mut merge = self.merge(label);
+        merge.snapshots(instances, sessions);
+        Ok(merge.snapshot())
+    }
+
+    fn watch(&self, label: &Label) -> BoxStream<'static, Result<Event>> {
+        let merge = self.merge(label);
+        let instances = self.store.watch(&self.instances(label));
+        let sessions = self.store.watch(&self.sessions());
+        merge.follow(instances, sessions)
+    }
+
+    async fn labels(&self) -> Result<Vec<Label>> {
+        self.index.names().await
+    }
+}
+
+impl Claim {
+    /// The incarnation to write with, and the history from before this claim.
+    fn draw(
+        &self,
+        stored: Option<&InstanceValue>,
+        wall: crate::Timestamp,
+        key: &Key,
+    ) -> Result<(u64, Vec<StateChange>)> {
+        let mut drawn = self.lock();
+        drawn.used = true;
+        let newest = stored.map_or(0, |stored| stored.incarnation);
+        match drawn.incarnation {
+            Some(own) if newest > own => {
+                let message = "a newer incarnation has taken this service id over";
+                Err(Error::new(Kind::Superseded, message).during("put").at(key))
+            }
+            Some(own) => Ok((own, drawn.before.clone())),
+            None => {
+                let before = stored.filter(|stored| !stored.removed);
+                let before = before.map(|stored| stored.instance.changes.clone());
+                Ok((wall.as_millis().max(newest + 1), before.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// The put succeeded: the incarnation is this claim's, and who had it before has to be told.
+    fn make_good(
+        &self,
+        incarnation: u64,
+        stored: Option<InstanceValue>,
+        session: &SessionRef,
+        before: Vec<StateChange>,
+    ) {
+        let mut drawn = self.lock();
+        if drawn.incarnation.is_none() {
+            drawn.incarnation = Some(incarnation);
+            drawn.before = before;
+            let former = stored.filter(|stored| !stored.removed && stored.session != *session);
+            drawn.former = former.map(|stored| stored.session);
+        }
+    }
+
+    fn former(&self) -> Option<SessionRef> {
+        self.lock().former.clone()
+    }
+
+    fn told(&self) {
+        self.lock().former = None;
+    }
+
+    fn was_used(&self) -> bool {
+        self.lock().used
+    }
+}
+
+fn too_busy(key: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::Throttled, "too many write this record at once")
+        .at(key)
+        .retry_as(Retry::Exhausted)
+}

@@ -1,0 +1,844 @@
+//! [`LeaseProvider`] over a store: joins, renewals and everything else that is a single step. Waiting is in [`super::waiter`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{future::join, stream::BoxStream};
+
+use super::{
+    FORMAT, Index, Oddities, put_json,
+    queue::{HEAD, Head, HeadGrant, Queue, TicketRef, TicketRow, TicketValue},
+    to_json,
+    waiter::Waiter,
+};
+use crate::{
+    Capabilities, Env, Error, Instant, Kind, Label, LeaseProvider, Name, Namespace, Result,
+    Timestamp,
+    lease::{
+        Ending, Grant, Granted, Lease, MOST_SLOTS, PastGrant, Request, Standing, TURN, Term,
+        Ticket, Token, Waiter as Waiting,
+    },
+    store::{Expect, Group, Keep, Key, Life, Put, Record, Reliable, Store as _, Version, WriteId},
+};
+
+/// Tickets of a lease have one of so many names, used again and again: some stores keep a row for every name ever deleted.
+const TICKET_NAMES: u64 = 4096;
+
+/// A waiting ticket stays so long without a touch, at most.
+const LONGEST_WAITING_TTL: Duration = Duration::from_secs(300);
+
+/// How often a swap that lost is tried again before the lease is called too busy.
+const MOST_SWAPS: u32 = 400;
+
+/// The lease provider over a store.
+#[derive(Clone, Debug)]
+pub(crate) struct Leases(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Reliable>,
+    namespace: Namespace,
+    env: Env,
+    index: Index,
+    oddities: Oddities,
+}
+
+/// What a swap makes of the head.
+pub(super) enum Swap<T> {
+    /// Write it, then return this.
+    Write(T),
+    /// Leave it as it is, and return this.
+    Keep(T),
+}
+
+impl Leases {
+    pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
+        let index = Index {
+            group: Group::of(namespace, "leases"),
+            store: store.clone(),
+        };
+        let namespace = namespace.clone();
+        Self(Arc::new(Inner {
+            store,
+            namespace,
+            env,
+            index,
+            oddities: Oddities::default(),
+        }))
+    }
+
+    pub(super) fn store(&self) -> &Reliable {
+        &self.0.store
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    pub(super) fn oddities(&self) -> &Oddities {
+        &self.0.oddities
+    }
+
+    pub(super) fn group(&self, lease: &Label) -> Group {
+        Group::scoped(&self.0.namespace, "lease", &lease.into())
+    }
+
+    fn head_key(&self, lease: &Label) -> Result<Key> {
+        Ok(self.group(lease).key(HEAD.parse::<Name>()?))
+    }
+
+    fn now(&self) -> Instant {
+        self.env().clock.now()
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.env().clock.wall()
+    }
+
+    /// Reads everything about a lease.
+    pub(super) async fn queue(&self, lease: &Label) -> Result<Queue> {
+        let records = self.store().list(&[self.group(lease)]).await?;
+        Queue::read(&records, self.oddities())
+    }
+
+    async fn head(&self, lease: &Label) -> Result<Option<(Head, Version)>> {
+        let record = self.store().get(&self.head_key(lease)?).await?;
+        let read = |record: Record| Ok((super::from_json(&record)?, record.version));
+        record.map(read).transpose()
+    }
+
+    async fn put_head(&self, lease: &Label, head: &Head, expect: Expect) -> Result<Version> {
+        let key = self.head_key(lease)?;
+        let put = put_json(&self.env().random, &key, head, expect, Keep::Durable)?;
+        self.store().put(&put).await
+    }
+
+    /// Changes the head by compare-and-swap: reads the whole queue, lets `change` decide, and tries again where somebody
+    /// else was faster. Every change also settles what is due: grants without ticket end, free slots are offered.
+    pub(super) async fn swap<T: Send>(
+        &self,
+        lease: &Label,
+        change: impl Fn(&mut Head, &Queue) -> Result<Swap<T>> + Send + Sync,
+    ) -> Result<T> {
+        for attempt in 0..MOST_SWAPS {
+            let queue = self.queue(lease).await?;
+            let Some((mut head, version)) = queue.head.clone() else {
+                return Err(not_found(lease));
+            };
+            let settled = self.settle(lease, &queue, &mut head).await?;
+            let (value, wanted) = match change(&mut head, &queue)? {
+                Swap::Write(value) => (value, true),
+                Swap::Keep(value) => (value, false),
+            };
+            if !wanted && !settled {
+                return Ok(value);
+            }
+            head.offer(&queue);
+            match self.put_head(lease, &head, Expect::At(version)).await {
+                Ok(_) => return Ok(value),
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(too_busy(lease))
+    }
+
+    /// Ends grants and offers whose ticket is gone, and offers what is free; whether the head changed.
+    ///
+    /// That a ticket is missing in a list proves nothing, since one list may mix moments; a read after it does.
+    async fn settle(&self, lease: &Label, queue: &Queue, head: &mut Head) -> Result<bool> {
+        let mut changed = false;
+        for ticket in queue.missing() {
+            if self.ticket(lease, &ticket).await?.is_none() {
+                changed |= head.end(&ticket, Ending::Expired, self.wall());
+            }
+        }
+        Ok(head.offer(queue) | changed)
+    }
+
+    /// Reads one ticket's record.
+    pub(super) async fn ticket(
+        &self,
+        lease: &Label,
+        ticket: &TicketRef,
+    ) -> Result<Option<TicketRow>> {
+        let Some(record) = self
+            .store()
+            .get(&self.group(lease).key(ticket.name.clone()))
+            .await?
+        else {
+            return Ok(None);
+        };
+        let mut queue = Queue::default();
+        queue.put(&record, self.oddities())?;
+        Ok(queue.ticket(ticket).cloned())
+    }
+
+    /// Turns the offer to a ticket into a grant; `None` when it was passed on. Begins with a head that was read before.
+    pub(super) async fn take_offer(
+        &self,
+        lease: &Label,
+        ticket: &TicketRef,
+        value: &TicketValue,
+        mut known: Option<(Head, Version)>,
+    ) -> Result<Option<HeadGrant>> {
+        for attempt in 0..MOST_SWAPS {
+            let read = match known.take() {
+                Some(known) => Some(known),
+                None => self.head(lease).await?,
+            };
+            let Some((mut head, version)) = read else {
+                return Ok(None);
+            };
+            // A swap whose answer was lost may have been applied.
+            if let Some(grant) = head.grant_of(ticket) {
+                return Ok(Some(grant.clone()));
+            }
+            if !head.offers.contains(ticket) {
+                return Ok(None);
+            }
+            let grant = head.grant(ticket.clone(), value, self.wall())?.clone();
+            match self.put_head(lease, &head, Expect::At(version)).await {
+                Ok(_) => return Ok(Some(grant)),
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(too_busy(lease))
+    }
+
+    /// Deletes a ticket's record, whatever happened to it meanwhile.
+    pub(super) async fn delete_ticket(
+        &self,
+        lease: &Label,
+        ticket: &TicketRef,
+        mut known: Option<Version>,
+    ) -> Result<()> {
+        let key = self.group(lease).key(ticket.name.clone());
+        for attempt in 0..MOST_SWAPS {
+            let version = match known.take() {
+                Some(version) => version,
+                None => match self.ticket(lease, ticket).await? {
+                    Some(row) => row.version,
+                    None => return Ok(()),
+                },
+            };
+            match self.store().delete(&key, &version).await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                answer => return answer,
+            }
+        }
+        Err(too_busy(lease))
+    }
+
+    /// Gives others who swap the same head a chance.
+    async fn pause(&self, attempt: u32) {
+        let longest = Duration::from_millis(2) * (attempt + 1).min(25);
+        let pause = longest.mul_f64(self.env().random.below(1000) as f64 / 1000.0);
+        self.env().clock.sleep(pause).await;
+    }
+
+    fn refuse_where_unsafe(&self) -> Result<()> {
+        let message =
+            "this store cannot promise that a lease has one holder (it is not linearizable)";
+        if self.capabilities().linearizable {
+            Ok(())
+        } else {
+            crate::backend::refuse(message)
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        self.refuse_where_unsafe()?;
+        if !(1..=MOST_SLOTS).contains(&request.slots) {
+            let message = format!("{} slots; a lease has 1 to {MOST_SLOTS}", request.slots);
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let (ttl, least) = (request.term.length(), self.capabilities().min_ttl);
+        if ttl < least {
+            let message =
+                format!("a ttl of {ttl:?} is below the {least:?} that this store can keep");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        Ok(())
+    }
+}
+
+/// What a join found when no slot was open at first.
+enum Turn {
+    /// A slot came free, or one that is held already will do.
+    Granted(HeadGrant),
+    /// To wait under this number, for so long.
+    Number(u64, Duration),
+    /// All slots are held, and the caller would not wait.
+    Full(Vec<Grant>),
+}
+
+/// A join on its way.
+struct Joining<'a> {
+    leases: &'a Leases,
+    lease: &'a Label,
+    request: &'a Request,
+    value: TicketValue,
+    ticket: TicketRef,
+    version: Version,
+    sent: Instant,
+}
+
+impl<'a> Joining<'a> {
+    /// Puts a ticket that is ready to hold a slot, and reads the head meanwhile.
+    async fn begin(
+        leases: &'a Leases,
+        lease: &'a Label,
+        request: &'a Request,
+    ) -> Result<(Self, Option<(Head, Version)>)> {
+        let value = TicketValue {
+            v: FORMAT,
+            nonce: leases.env().random.id(),
+            holder: request.holder.clone(),
+            number: None,
+            since: leases.wall(),
+            attended: matches!(request.term, Term::Attended { .. }),
+            ttl_ms: u64::try_from(request.term.length().as_millis()).unwrap_or(u64::MAX),
+            evicted: false,
+            note: request.note.clone(),
+        };
+        let (put, head) = join(leases.put_ticket(lease, &value), leases.head(lease)).await;
+        let (ticket, version, sent) = put?;
+        let joining = Self {
+            leases,
+            lease,
+            request,
+            value,
+            ticket,
+            version,
+            sent,
+        };
+        match head {
+            Ok(head) => Ok((joining, head)),
+            Err(error) => Err(joining.give_up(error).await),
+        }
+    }
+
+    async fn run(&mut self, mut head: Option<(Head, Version)>) -> Result<Standing> {
+        for attempt in 0..MOST_SWAPS {
+            let (mut next, expect) = match head.take() {
+                Some((head, version)) => (head, Expect::At(version)),
+                None => {
+                    let Leases(inner) = self.leases;
+                    inner
+                        .index
+                        .add(&inner.env.random, self.lease.into())
+                        .await?;
+                    (Head::new(self.request.slots), Expect::Absent)
+                }
+            };
+            if next.slots != self.request.slots {
+                return Err(self.slots_differ(next.slots));
+            }
+            if !next.is_open() || next.grants.iter().any(|grant| self.will_do(grant)) {
+                return self.queue_up().await;
+            }
+            let grant = next.grant(self.ticket.clone(), &self.value, self.leases.wall())?;
+            let granted = granted(grant, self.sent);
+            match self.leases.put_head(self.lease, &next, expect).await {
+                Ok(_) => return Ok(Standing::Granted(granted)),
+                Err(error) if error.kind() == Kind::Conflict => self.leases.pause(attempt).await,
+                Err(error) => return Err(error),
+            }
+            head = self.leases.head(self.lease).await?;
+            // A swap whose answer was lost may have been applied.
+            if let Some(grant) = head
+                .as_ref()
+                .and_then(|(head, _)| head.grant_of(&self.ticket))
+            {
+                return Ok(Standing::Granted(self::granted(grant, self.sent)));
+            }
+        }
+        Err(too_busy(self.lease))
+    }
+
+    /// Whether this is an unattended grant that the holder has already, and wants again.
+    fn will_do(&self, grant: &HeadGrant) -> bool {
+        matches!(self.request.term, Term::Unattended { reuse: true, .. })
+            && !grant.attended
+            && grant.holder == self.request.holder
+    }
+
+    /// No slot is open: settle what has ended, take a number, and look again.
+    async fn queue_up(&mut self) -> Result<Standing> {
+        let Self {
+            leases,
+            lease,
+            request,
+            ..
+        } = *self;
+        let (wall, this) = (leases.wall(), &*self);
+        let turn = leases.swap(lease, |head, queue| {
+            if head.slots != request.slots {
+                return Err(this.slots_differ(head.slots));
+            }
+            let lives = |grant: &&HeadGrant| {
+                queue
+                    .ticket(&grant.ticket)
+                    .is_some_and(|row| !row.is_over())
+            };
+            let stands = head.grants.iter().filter(lives);
+            let stands = stands
+                .into_iter()
+                .find(|grant| grant.ticket == this.ticket || this.will_do(grant));
+            if let Some(grant) = stands {
+                return Ok(Swap::Keep(Turn::Granted(grant.clone())));
+            }
+            if head.is_open() && queue.waiting().is_empty() {
+                let grant = head.grant(this.ticket.clone(), &this.value, wall)?;
+                return Ok(Swap::Write(Turn::Granted(grant.clone())));
+            }
+            Ok(match request.wait {
+                Some(wait) => Swap::Write(Turn::Number(head.draw_number(), wait)),
+                None => Swap::Keep(Turn::Full(leases.grants(lease, queue))),
+            })
+        });
+        match turn.await? {
+            Turn::Granted(grant) => {
+                if grant.ticket != self.ticket {
+                    leases
+                        .delete_ticket(lease, &self.ticket, Some(self.version.clone()))
+                        .await?;
+                    self.ticket = grant.ticket.clone();
+                }
+                Ok(Standing::Granted(granted(&grant, self.sent)))
+            }
+            Turn::Number(number, wait) => self.wait_as(number, wait).await,
+            Turn::Full(holders) => Ok(Standing::Refused { holders }),
+        }
+    }
+
+    /// Waits under a number. A slot that came free before the number showed was offered to nobody: hence the last look.
+    async fn wait_as(&mut self, number: u64, wait: Duration) -> Result<Standing> {
+        let value = TicketValue {
+            number: Some(number),
+            ..self.value.clone()
+        };
+        let ttl = (wait + TURN * 2).min(LONGEST_WAITING_TTL);
+        let expect = Expect::At(self.version.clone());
+        let put = self
+            .leases
+            .ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
+        match self.leases.store().put(&put).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::Conflict => return Ok(Standing::Gone),
+            Err(error) => return Err(error),
+        }
+        let (leases, lease) = (self.leases, self.lease);
+        let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
+        leases
+            .swap(lease, |_, queue| Ok(Swap::Keep(look(queue))))
+            .await
+    }
+
+    fn slots_differ(&self, has: u32) -> Error {
+        slots_differ(self.lease, self.request.slots, has)
+    }
+
+    /// Takes the ticket back after a failure, as far as that goes; it ends by itself anyway.
+    async fn give_up(&self, error: Error) -> Error {
+        if self
+            .leases
+            .delete_ticket(self.lease, &self.ticket, Some(self.version.clone()))
+            .await
+            .is_err()
+        {
+            tracing::debug!(lease = %self.lease, "a ticket is left to end by itself");
+        }
+        error
+    }
+}
+
+impl Leases {
+    /// Puts a new ticket under a name that is free.
+    async fn put_ticket(
+        &self,
+        lease: &Label,
+        value: &TicketValue,
+    ) -> Result<(TicketRef, Version, Instant)> {
+        for _ in 0..MOST_SWAPS {
+            let name: Name = format!("t-{:03x}", self.env().random.below(TICKET_NAMES)).parse()?;
+            let ttl = Duration::from_millis(value.ttl_ms);
+            let put = self.ticket_put(lease, &name, value, Expect::Absent, ttl)?;
+            let sent = self.now();
+            match self.store().put(&put).await {
+                Ok(version) => {
+                    return Ok((
+                        TicketRef {
+                            name,
+                            nonce: value.nonce.clone(),
+                        },
+                        version,
+                        sent,
+                    ));
+                }
+                Err(error) if error.kind() == Kind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(too_busy(lease))
+    }
+
+    /// The put of a ticket's record. Its write id follows from what it says, so that a renewal knows it.
+    pub(super) fn ticket_put(
+        &self,
+        lease: &Label,
+        name: &Name,
+        value: &TicketValue,
+        expect: Expect,
+        ttl: Duration,
+    ) -> Result<Put> {
+        let write = if value.evicted {
+            WriteId::draw(&self.env().random)
+        } else {
+            write_id(&value.nonce, value.number)
+        };
+        let key = self.group(lease).key(name.clone());
+        Ok(Put {
+            key,
+            value: to_json(value)?,
+            expect,
+            keep: Keep::Ephemeral(ttl),
+            write,
+        })
+    }
+
+    /// Gives a ticket's record its whole ttl again.
+    pub(super) async fn touch(
+        &self,
+        lease: &Label,
+        ticket: &TicketRef,
+        number: Option<u64>,
+    ) -> Result<Version> {
+        let key = self.group(lease).key(ticket.name.clone());
+        self.store()
+            .touch(&key, &write_id(&ticket.nonce, number))
+            .await
+    }
+
+    /// Where a ticket stands by what was read after `sent`.
+    pub(super) fn standing_in(
+        &self,
+        lease: &Label,
+        queue: &Queue,
+        ticket: &TicketRef,
+        sent: Instant,
+    ) -> Standing {
+        let Some(row) = queue.ticket(ticket) else {
+            return Standing::Gone;
+        };
+        let grant = queue
+            .head
+            .as_ref()
+            .and_then(|(head, _)| head.grant_of(ticket));
+        if let Some(grant) = grant {
+            let ttl = Duration::from_millis(row.value.ttl_ms);
+            let left = match row.life {
+                Life::Ephemeral { left, .. } => left.unwrap_or_default(),
+                Life::Durable => Duration::ZERO,
+            };
+            return Standing::Granted(granted(grant, sent + left - ttl));
+        }
+        if row.value.number.is_none() {
+            return Standing::Gone;
+        }
+        let before = |other: &&&TicketRow| other.value.number < row.value.number;
+        let ahead = queue.waiting().iter().filter(before).count();
+        Standing::Waiting {
+            ahead,
+            holders: self.grants(lease, queue),
+        }
+    }
+
+    /// The grants, as anybody sees them.
+    fn grants(&self, lease: &Label, queue: &Queue) -> Vec<Grant> {
+        let Some((head, _)) = &queue.head else {
+            return Vec::new();
+        };
+        let wall = self.wall();
+        let mut grants: Vec<_> = head
+            .grants
+            .iter()
+            // What has ended already is only waiting to be swept up.
+            .filter(|grant| {
+                queue
+                    .ticket(&grant.ticket)
+                    .is_some_and(|row| grant.attended || !row.is_over())
+            })
+            .map(|grant| {
+                let left = queue.ticket(&grant.ticket).and_then(|row| match row.life {
+                    Life::Ephemeral { left, .. } => left,
+                    Life::Durable => None,
+                });
+                Grant {
+                    holder: grant.holder.clone(),
+                    token: grant.token,
+                    slot: grant.slot,
+                    since: grant.since,
+                    expires_at: grant.expires_at.or_else(|| left.map(|left| wall + left)),
+                    attended: grant.attended,
+                    evicted: grant.evicted,
+                    note: grant.note.clone(),
+                    ticket: public_ticket(lease, &grant.ticket),
+                }
+            })
+            .collect();
+        grants.sort_by_key(|grant| grant.slot);
+        grants
+    }
+}
+
+#[async_trait]
+impl LeaseProvider for Leases {
+    fn capabilities(&self) -> Capabilities {
+        self.store().capabilities()
+    }
+
+    async fn join(&self, lease: &Label, request: &Request) -> Result<(Ticket, Standing)> {
+        self.check(request)?;
+        let (mut joining, head) = Joining::begin(self, lease, request).await?;
+        let standing = match joining.run(head).await {
+            Ok(standing) => standing,
+            Err(error) => return Err(joining.give_up(error).await),
+        };
+        if matches!(standing, Standing::Refused { .. } | Standing::Gone) {
+            self.delete_ticket(lease, &joining.ticket, None).await?;
+        }
+        Ok((public_ticket(lease, &joining.ticket), standing))
+    }
+
+    async fn standing(&self, ticket: &Ticket) -> Result<Standing> {
+        let sent = self.now();
+        let queue = self.queue(&ticket.lease).await?;
+        Ok(self.standing_in(&ticket.lease, &queue, &reference(ticket), sent))
+    }
+
+    fn wait(&self, ticket: &Ticket) -> BoxStream<'static, Result<Standing>> {
+        Waiter::new(self.clone(), ticket.lease.clone(), reference(ticket)).standings()
+    }
+
+    async fn renew(&self, ticket: &Ticket) -> Result<()> {
+        let reference = reference(ticket);
+        let error = match self.touch(&ticket.lease, &reference, None).await {
+            Err(error) if error.kind() == Kind::Conflict => error,
+            answer => return answer.map(drop),
+        };
+        // Not what a grant's record says: it may wait, or have been evicted.
+        match self.ticket(&ticket.lease, &reference).await? {
+            Some(TicketRow {
+                value:
+                    TicketValue {
+                        number: Some(number),
+                        evicted: false,
+                        ..
+                    },
+                ..
+            }) => self
+                .touch(&ticket.lease, &reference, Some(number))
+                .await
+                .map(drop),
+            _ => Err(Error::new(Kind::Lost, "the grant was evicted").because(error)),
+        }
+    }
+
+    async fn leave(&self, ticket: &Ticket) -> Result<()> {
+        let (lease, reference) = (&ticket.lease, reference(ticket));
+        let wall = self.wall();
+        let left = self.swap(lease, |head, queue| {
+            let known = queue.ticket(&reference).map(|row| row.version.clone());
+            let ended = head.end(&reference, Ending::Left, wall);
+            Ok(if ended {
+                Swap::Write(known)
+            } else {
+                Swap::Keep(known)
+            })
+        });
+        match left.await {
+            Ok(known) => self.delete_ticket(lease, &reference, known).await,
+            Err(error) if error.kind() == Kind::NotFound => {
+                self.delete_ticket(lease, &reference, None).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn names(&self) -> Result<Vec<Label>> {
+        self.0.index.names().await
+    }
+
+    async fn inspect(&self, lease: &Label) -> Result<Option<Lease>> {
+        let queue = self.queue(lease).await?;
+        let Some((head, _)) = &queue.head else {
+            return Ok(None);
+        };
+        let waiting = queue.waiting().into_iter().filter(|row| !row.is_over());
+        let waiting = waiting.map(|row| Waiting {
+            holder: row.value.holder.clone(),
+            since: row.value.since,
+            note: row.value.note.clone(),
+            ticket: public_ticket(lease, &row.reference()),
+        });
+        let past = head.past.iter().map(|past| PastGrant {
+            holder: past.holder.clone(),
+            token: past.token,
+            ended: past.ended,
+            how: past.how,
+        });
+        Ok(Some(Lease {
+            name: lease.clone(),
+            slots: head.slots,
+            grants: self.grants(lease, &queue),
+            waiting: waiting.collect(),
+            past: past.collect(),
+        }))
+    }
+
+    async fn resize(&self, lease: &Label, slots: u32) -> Result<()> {
+        self.refuse_where_unsafe()?;
+        if !(1..=MOST_SLOTS).contains(&slots) {
+            let message = format!("{slots} slots; a lease has 1 to {MOST_SLOTS}");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        self.swap(lease, |head, _| {
+            head.slots = slots;
+            Ok(Swap::Write(()))
+        })
+        .await
+    }
+
+    async fn evict(&self, lease: &Label, token: Token, force: bool) -> Result<()> {
+        let queue = self.queue(lease).await?;
+        let head = queue.head.as_ref().map(|(head, _)| head);
+        let found = head.and_then(|head| head.grants.iter().find(|grant| grant.token == token));
+        let Some(grant) = found else {
+            let message = format!("no grant of the lease has the token {token}");
+            return Err(Error::new(Kind::NotFound, message)
+                .during("evict")
+                .at(lease));
+        };
+        let (ticket, wall) = (grant.ticket.clone(), self.wall());
+        if force || !grant.attended {
+            self.delete_ticket(lease, &ticket, None).await?;
+            let how = if force && grant.attended {
+                Ending::Forced
+            } else {
+                Ending::Evicted
+            };
+            return self
+                .swap(lease, |head, _| {
+                    head.end(&ticket, how, wall);
+                    Ok(Swap::Write(()))
+                })
+                .await;
+        }
+        self.forbid_renewal(lease, &ticket).await?;
+        self.swap(lease, |head, _| {
+            let grant = head.grants.iter_mut().find(|grant| grant.ticket == ticket);
+            Ok(match grant {
+                Some(grant) => {
+                    grant.evicted = true;
+                    Swap::Write(())
+                }
+                None => Swap::Keep(()),
+            })
+        })
+        .await
+    }
+}
+
+impl Leases {
+    /// Rewrites a ticket so that its holder's next renewal fails; it ends one ttl from now.
+    async fn forbid_renewal(&self, lease: &Label, ticket: &TicketRef) -> Result<()> {
+        for attempt in 0..MOST_SWAPS {
+            let Some(row) = self.ticket(lease, ticket).await? else {
+                return Ok(());
+            };
+            if row.value.evicted {
+                return Ok(());
+            }
+            let value = TicketValue {
+                evicted: true,
+                ..row.value
+            };
+            let ttl = Duration::from_millis(value.ttl_ms);
+            let put = self.ticket_put(lease, &ticket.name, &value, Expect::At(row.version), ttl)?;
+            match self.store().put(&put).await {
+                Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                answer => return answer.map(drop),
+            }
+        }
+        Err(too_busy(lease))
+    }
+}
+
+impl Term {
+    /// How long a grant lasts without renewal.
+    #[must_use]
+    pub fn length(self) -> Duration {
+        match self {
+            Self::Attended { ttl } => ttl,
+            Self::Unattended { time, .. } => time,
+        }
+    }
+}
+
+pub(super) fn granted(grant: &HeadGrant, counted_from: Instant) -> Granted {
+    let HeadGrant {
+        token,
+        slot,
+        expires_at,
+        ..
+    } = *grant;
+    Granted {
+        token,
+        slot,
+        counted_from,
+        expires_at,
+    }
+}
+
+fn write_id(nonce: &str, number: Option<u64>) -> WriteId {
+    WriteId::new(match number {
+        None => nonce.to_owned(),
+        Some(number) => format!("{nonce}.{number}"),
+    })
+}
+
+fn reference(ticket: &Ticket) -> TicketRef {
+    TicketRef {
+        name: ticket.name.clone(),
+        nonce: ticket.nonce.clone(),
+    }
+}
+
+fn public_ticket(lease: &Label, ticket: &TicketRef) -> Ticket {
+    let TicketRef { name, nonce } = ticket.clone();
+    Ticket {
+        lease: lease.clone(),
+        name,
+        nonce,
+    }
+}
+
+fn slots_differ(lease: &Label, wanted: u32, has: u32) -> Error {
+    let message =
+        format!("the lease has {has} slots, not {wanted}; resize it, or join it with {has}");
+    Error::new(Kind::Invalid, message).during("join").at(lease)
+}
+
+fn too_busy(lease: &Label) -> Error {
+    Error::new(Kind::Throttled, "too many change the lease at once")
+        .at(lease)
+        .retry_as(crate::Retry::Exhausted)
+}
+
+fn not_found(lease: &Label) -> Error {
+    Error::new(Kind::NotFound, "there is no such lease").at(lease)
+}

@@ -1,0 +1,312 @@
+//! The queue of one lease, pure: what its records say, and how the head changes.
+//!
+//! The **head** holds the grants, and offers of free slots; it is changed by compare-and-swap alone. Each **ticket** is a
+//! record of its own, and the only thing that a holder renews. A grant or an offer stands for as long as its ticket is
+//! there: whoever wants to end one deletes the ticket first, by condition, and then settles the head. So a renewal that was
+//! acknowledged proves the grant, and a grant that was taken away can never be renewed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FORMAT, Oddities, from_json};
+use crate::{
+    Error, Kind, Name, Result, ServiceId, Timestamp,
+    lease::{Ending, MOST_SLOTS, Token},
+    store::{Life, Record, Version},
+};
+
+/// The name of the head's record.
+pub(super) const HEAD: &str = "head";
+
+/// Past grants that the head remembers.
+const REMEMBERED: usize = 16;
+
+/// The head of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Head {
+    v: u32,
+    pub(super) slots: u32,
+    /// The number of the next ticket that has to wait.
+    next: u64,
+    /// The last token.
+    token: u64,
+    #[serde(default)]
+    pub(super) grants: Vec<HeadGrant>,
+    /// Tickets that a free slot is kept for.
+    #[serde(default)]
+    pub(super) offers: Vec<TicketRef>,
+    #[serde(default)]
+    pub(super) past: Vec<HeadPast>,
+    /// What a newer version added.
+    #[serde(flatten)]
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Which ticket: names are used again, nonces are not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct TicketRef {
+    pub(super) name: Name,
+    pub(super) nonce: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeadGrant {
+    #[serde(flatten)]
+    pub(super) ticket: TicketRef,
+    pub(super) holder: ServiceId,
+    pub(super) token: Token,
+    pub(super) slot: u32,
+    pub(super) since: Timestamp,
+    pub(super) attended: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expires_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) evicted: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) note: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeadPast {
+    pub(super) holder: ServiceId,
+    pub(super) token: Token,
+    pub(super) ended: Timestamp,
+    pub(super) how: Ending,
+}
+
+/// The value of a ticket's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TicketValue {
+    pub(super) v: u32,
+    pub(super) nonce: String,
+    pub(super) holder: ServiceId,
+    /// Its place in the queue, while it waits; a ticket without one holds a slot or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) number: Option<u64>,
+    pub(super) since: Timestamp,
+    pub(super) attended: bool,
+    /// How long its grant lasts without renewal.
+    pub(super) ttl_ms: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) evicted: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) note: String,
+}
+
+/// A ticket's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TicketRow {
+    pub(super) name: Name,
+    pub(super) value: TicketValue,
+    pub(super) version: Version,
+    pub(super) life: Life,
+}
+
+/// What the records of one lease say.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue {
+    pub(super) head: Option<(Head, Version)>,
+    pub(super) tickets: BTreeMap<Name, TicketRow>,
+}
+
+impl Queue {
+    /// Reads the records of a lease's group. A head that cannot be read is an error: nothing may be granted then.
+    pub(super) fn read(records: &[Record], oddities: &Oddities) -> Result<Self> {
+        let mut queue = Self::default();
+        for record in records {
+            queue.put(record, oddities)?;
+        }
+        Ok(queue)
+    }
+
+    /// Takes one record in.
+    pub(super) fn put(&mut self, record: &Record, oddities: &Oddities) -> Result<()> {
+        let name = &record.key.name;
+        if name.as_str() == HEAD {
+            self.head = Some((from_json(record)?, record.version.clone()));
+        } else if let Some(value) = oddities.skip(record) {
+            let (version, life) = (record.version.clone(), record.life);
+            self.tickets.insert(
+                name.clone(),
+                TicketRow {
+                    name: name.clone(),
+                    value,
+                    version,
+                    life,
+                },
+            );
+        } else {
+            self.tickets.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Takes the end of a record in.
+    pub(super) fn remove(&mut self, name: &Name) {
+        if name.as_str() == HEAD {
+            self.head = None;
+        }
+        self.tickets.remove(name);
+    }
+
+    /// The record of a ticket, if it is there and is the same one.
+    pub(super) fn ticket(&self, ticket: &TicketRef) -> Option<&TicketRow> {
+        self.tickets
+            .get(&ticket.name)
+            .filter(|row| row.value.nonce == ticket.nonce)
+    }
+
+    /// The tickets that wait, first come first.
+    pub(super) fn waiting(&self) -> Vec<&TicketRow> {
+        let mut rows: Vec<_> = self
+            .tickets
+            .values()
+            .filter(|row| row.value.number.is_some())
+            .collect();
+        rows.sort_by_key(|row| (row.value.number, row.name.clone()));
+        rows
+    }
+
+    /// The grants and offers whose ticket is not among the records.
+    pub(super) fn missing(&self) -> Vec<TicketRef> {
+        let Some((head, _)) = &self.head else {
+            return Vec::new();
+        };
+        let grants = head.grants.iter().map(|grant| &grant.ticket);
+        grants
+            .chain(&head.offers)
+            .filter(|ticket| self.ticket(ticket).is_none())
+            .cloned()
+            .collect()
+    }
+}
+
+impl TicketRow {
+    pub(super) fn reference(&self) -> TicketRef {
+        TicketRef {
+            name: self.name.clone(),
+            nonce: self.value.nonce.clone(),
+        }
+    }
+}
+
+impl Head {
+    /// The head of a lease that nobody used yet.
+    pub(super) fn new(slots: u32) -> Self {
+        Self {
+            v: FORMAT,
+            slots,
+            next: 1,
+            token: 0,
+            grants: Vec::new(),
+            offers: Vec::new(),
+            past: Vec::new(),
+            other: serde_json::Map::new(),
+        }
+    }
+
+    /// Whether a newcomer may be granted at once: a slot is free, and kept for nobody.
+    pub(super) fn is_open(&self) -> bool {
+        self.offers.is_empty() && self.free() > 0
+    }
+
+    /// The number of a ticket that has to wait.
+    pub(super) fn draw_number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
+    /// Gives the ticket a slot, and draws the token in the same write.
+    pub(super) fn grant(
+        &mut self,
+        ticket: TicketRef,
+        value: &TicketValue,
+        wall: Timestamp,
+    ) -> Result<&HeadGrant> {
+        let token = wall.as_millis().max(self.token + 1);
+        if token >= 1 << 53 {
+            let message =
+                format!("the token {token} would not fit into JSON; the clock says {wall}");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let taken = |slot: &u32| self.grants.iter().any(|grant| grant.slot == *slot);
+        let slot = (0..MOST_SLOTS * 2).find(|slot| !taken(slot)).unwrap_or(0);
+        self.offers.retain(|offer| *offer != ticket);
+        self.token = token;
+        let ttl = std::time::Duration::from_millis(value.ttl_ms);
+        self.grants.push(HeadGrant {
+            ticket,
+            holder: value.holder.clone(),
+            token: Token(token),
+            slot,
+            since: wall,
+            attended: value.attended,
+            expires_at: (!value.attended).then(|| wall + ttl),
+            evicted: false,
+            note: value.note.clone(),
+        });
+        Ok(&self.grants[self.grants.len() - 1])
+    }
+
+    /// The grant of a ticket.
+    pub(super) fn grant_of(&self, ticket: &TicketRef) -> Option<&HeadGrant> {
+        self.grants.iter().find(|grant| grant.ticket == *ticket)
+    }
+
+    /// Takes a ticket's grant or offer away; whether it had one.
+    pub(super) fn end(&mut self, ticket: &TicketRef, how: Ending, wall: Timestamp) -> bool {
+        let before = self.offers.len();
+        self.offers.retain(|offer| offer != ticket);
+        let Some(at) = self.grants.iter().position(|grant| grant.ticket == *ticket) else {
+            return self.offers.len() < before;
+        };
+        let HeadGrant {
+            holder,
+            token,
+            evicted,
+            ..
+        } = self.grants.remove(at);
+        let how = if evicted { Ending::Evicted } else { how };
+        self.past.push(HeadPast {
+            holder,
+            token,
+            ended: wall,
+            how,
+        });
+        let surplus = self.past.len().saturating_sub(REMEMBERED);
+        self.past.drain(..surplus);
+        true
+    }
+
+    /// Offers each free slot to the first in line that has no offer; whether there was one.
+    pub(super) fn offer(&mut self, queue: &Queue) -> bool {
+        let before = self.offers.len();
+        for row in queue.waiting() {
+            let ticket = row.reference();
+            let known = self.offers.contains(&ticket) || self.grant_of(&ticket).is_some();
+            if self.free() > 0 && !known && !row.is_over() {
+                self.offers.push(ticket);
+            }
+        }
+        self.offers.len() > before
+    }
+
+    fn free(&self) -> usize {
+        (self.slots as usize).saturating_sub(self.grants.len() + self.offers.len())
+    }
+}
+
+impl TicketRow {
+    /// Whether the store's clock says that its time is over.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(
+            self.life,
+            Life::Ephemeral {
+                left: Some(std::time::Duration::ZERO),
+                ..
+            }
+        )
+    }
+}

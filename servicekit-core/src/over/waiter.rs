@@ -1,0 +1,362 @@
+//! Waiting for a grant: a follower of the lease's records that acts when it is this ticket's turn.
+//!
+//! A waiter sends nothing while others have their turn. What a dead holder or a dead waiter leaves undone is done by the
+//! first in line; those behind it step in one after the other, in case that the first is dead too.
+
+use std::{
+    collections::BTreeMap,
+    future::{Future, pending},
+    pin::pin,
+    time::Duration,
+};
+
+use async_stream::stream;
+use futures_util::{
+    StreamExt as _,
+    future::{Either, select},
+    stream::BoxStream,
+};
+
+use super::{
+    leases::{Leases, Swap, granted},
+    queue::{Queue, TicketRef, TicketRow, TicketValue},
+};
+use crate::{
+    Error, Instant, Kind, Label, Name, Result,
+    lease::{Ending, Granted, Standing, TURN},
+    store::{Change, Expect, Life, Store as _, Version},
+};
+
+/// How much later each waiter steps in than the one before it.
+const STEP: Duration = Duration::from_millis(250);
+
+/// The pause after a failure.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Waits for one ticket.
+pub(super) struct Waiter {
+    leases: Leases,
+    lease: Label,
+    ticket: TicketRef,
+    queue: Queue,
+    /// When each ticket's record was first seen as it is now.
+    observed: BTreeMap<Name, (Version, Instant)>,
+    /// When each offer was first seen.
+    offered: BTreeMap<TicketRef, Instant>,
+    /// Since when something in the head has ended, or a slot is free.
+    unsettled: Option<Instant>,
+    /// When this ticket was last known to have its whole ttl.
+    touched: Instant,
+}
+
+/// What is to be done, by this waiter, at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Task {
+    /// Take the slot that is offered to this ticket.
+    Claim,
+    /// Delete a ticket whose time is over, by what was seen of it.
+    End(TicketRef, Version),
+    /// Swap the head: something in it has ended, or a slot is free.
+    Settle,
+    /// Keep this ticket from ending while it waits.
+    Touch,
+}
+
+impl Waiter {
+    pub(super) fn new(leases: Leases, lease: Label, ticket: TicketRef) -> Self {
+        let touched = leases.env().clock.now();
+        let (observed, offered) = (BTreeMap::new(), BTreeMap::new());
+        let queue = Queue::default();
+        Self {
+            leases,
+            lease,
+            ticket,
+            queue,
+            observed,
+            offered,
+            unsettled: None,
+            touched,
+        }
+    }
+
+    /// The standings, until `Granted` or `Gone`.
+    pub(super) fn standings(mut self) -> BoxStream<'static, Result<Standing>> {
+        Box::pin(stream! {
+            let clock = self.leases.env().clock.clone();
+            let group = self.leases.group(&self.lease);
+            let mut changes = self.leases.store().watch(&group);
+            let mut told = None;
+            let mut known = false;
+            loop {
+                let due = if known { self.due() } else { None };
+                let act_at = due.as_ref().map(|(at, _)| *at);
+                let timer = pin!(maybe(act_at.map(|at| clock.sleep_until(at))));
+                let step = match select(changes.next(), timer).await {
+                    Either::Left((Some(change), _)) => self.take(change).map(|()| None),
+                    Either::Left((None, _)) => Err(Error::new(Kind::Unexpected, "the watch ended")),
+                    Either::Right(((), _)) => match due {
+                        Some((_, task)) => self.act(task).await,
+                        None => Ok(None),
+                    },
+                };
+                match step {
+                    Ok(Some(granted)) => {
+                        yield Ok(Standing::Granted(granted));
+                        return;
+                    }
+                    Ok(None) => known = true,
+                    Err(error) => {
+                        yield Err(error);
+                        clock.sleep(self.leases.env().random.jitter(PAUSE, 0.5)).await;
+                        continue;
+                    }
+                }
+                let standing = match self.standing().await {
+                    Ok(standing) => standing,
+                    Err(error) => {
+                        yield Err(error);
+                        continue;
+                    }
+                };
+                let is_over = matches!(standing, Standing::Granted(_) | Standing::Gone);
+                if told.as_ref() != Some(&outline(&standing)) {
+                    told = Some(outline(&standing));
+                    yield Ok(standing);
+                }
+                if is_over {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Where the ticket stands by what was seen. A grant that was only seen counts from a renewal.
+    async fn standing(&self) -> Result<Standing> {
+        let clock = &self.leases.env().clock;
+        let sent = clock.now();
+        let Self {
+            leases,
+            lease,
+            ticket,
+            queue,
+            ..
+        } = self;
+        let standing = leases.standing_in(lease, queue, ticket, sent);
+        let attended = queue.ticket(ticket).is_some_and(|row| row.value.attended);
+        let Standing::Granted(granted) = standing else {
+            return Ok(standing);
+        };
+        if !attended {
+            return Ok(Standing::Granted(granted));
+        }
+        match leases.touch(lease, ticket, None).await {
+            Ok(_) => Ok(Standing::Granted(Granted {
+                counted_from: sent,
+                ..granted
+            })),
+            Err(error) if matches!(error.kind(), Kind::Lost | Kind::Conflict) => Ok(Standing::Gone),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a change of the records in.
+    fn take(&mut self, change: Result<Change>) -> Result<()> {
+        let oddities = self.leases.oddities();
+        match change? {
+            Change::Snapshot(records) => self.queue = Queue::read(&records, oddities)?,
+            Change::Put(record) => self.queue.put(&record, oddities)?,
+            Change::Removed(name) => self.queue.remove(&name),
+        }
+        let now = self.leases.env().clock.now();
+        let Queue { head, tickets } = &self.queue;
+        self.observed.retain(|name, (version, _)| {
+            tickets.get(name).is_some_and(|row| row.version == *version)
+        });
+        for row in tickets.values() {
+            self.observed
+                .entry(row.name.clone())
+                .or_insert((row.version.clone(), now));
+        }
+        let offers = head
+            .as_ref()
+            .map(|(head, _)| head.offers.as_slice())
+            .unwrap_or_default();
+        self.offered.retain(|ticket, _| offers.contains(ticket));
+        for offer in offers {
+            self.offered.entry(offer.clone()).or_insert(now);
+        }
+        let is_open = head.as_ref().is_some_and(|(head, _)| head.is_open());
+        let is_unsettled = is_open || !self.queue.missing().is_empty();
+        self.unsettled = is_unsettled.then(|| self.unsettled.unwrap_or(now));
+        Ok(())
+    }
+
+    /// The next thing that this waiter has to do, and when.
+    fn due(&self) -> Option<(Instant, Task)> {
+        let (head, _) = self.queue.head.as_ref()?;
+        let own = self.queue.ticket(&self.ticket)?;
+        if head.offers.contains(&self.ticket) {
+            return Some((self.leases.env().clock.now(), Task::Claim));
+        }
+        let waiting = self.queue.waiting();
+        let unoffered = waiting
+            .iter()
+            .filter(|row| !head.offers.contains(&row.reference()));
+        let place = unoffered
+            .take_while(|row| row.name != self.ticket.name)
+            .count();
+        let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
+        let mut tasks = Vec::new();
+        if let Some(since) = self.unsettled {
+            tasks.push((since + patience, Task::Settle));
+        }
+        for (offer, seen) in &self.offered {
+            // Only a ticket that still waits: one that is being claimed has another version by now.
+            if let Some(row) = self
+                .queue
+                .ticket(offer)
+                .filter(|row| row.value.number.is_some())
+            {
+                tasks.push((
+                    *seen + TURN + patience,
+                    Task::End(offer.clone(), row.version.clone()),
+                ));
+            }
+        }
+        if !self.leases.store().capabilities().server_expiry {
+            let ends = self.queue.tickets.values().filter_map(|row| self.ends(row));
+            tasks.extend(ends.map(|(at, task)| (at + patience, task)));
+        }
+        if let Life::Ephemeral { ttl, .. } = own.life {
+            tasks.push((self.touched + ttl * 3 / 4, Task::Touch));
+        }
+        tasks.into_iter().min_by_key(|(at, _)| *at)
+    }
+
+    /// When a ticket ends, on a store that leaves that to observers: one that a process renews when this waiter has itself
+    /// seen it unchanged for a whole ttl; any other when its time is over by the store's clock.
+    fn ends(&self, row: &TicketRow) -> Option<(Instant, Task)> {
+        let (_, seen) = self.observed.get(&row.name)?;
+        let Life::Ephemeral { ttl, left } = row.life else {
+            return None;
+        };
+        let renewed = row.value.attended && row.value.number.is_none();
+        let at = if renewed {
+            *seen + ttl
+        } else {
+            *seen + left.unwrap_or(ttl)
+        };
+        Some((at, Task::End(row.reference(), row.version.clone())))
+    }
+
+    async fn act(&mut self, task: Task) -> Result<Option<Granted>> {
+        match task {
+            Task::Claim => return self.claim().await,
+            Task::End(ticket, version) => self.end(&ticket, &version).await?,
+            Task::Settle => self.settle().await?,
+            Task::Touch => {
+                let number = self
+                    .queue
+                    .ticket(&self.ticket)
+                    .and_then(|row| row.value.number);
+                let sent = self.leases.env().clock.now();
+                match self.leases.touch(&self.lease, &self.ticket, number).await {
+                    Err(error) if matches!(error.kind(), Kind::Lost | Kind::Conflict) => {
+                        self.refresh().await?;
+                    }
+                    answer => drop(answer?),
+                }
+                self.touched = sent;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the ticket ready to hold a slot, then takes it. A claim counts from before its first request.
+    async fn claim(&mut self) -> Result<Option<Granted>> {
+        let Some(row) = self.queue.ticket(&self.ticket).cloned() else {
+            return Ok(None);
+        };
+        let (clock, leases, lease) = (self.leases.env().clock.clone(), &self.leases, &self.lease);
+        let value = TicketValue {
+            number: None,
+            ..row.value
+        };
+        let ttl = Duration::from_millis(value.ttl_ms);
+        let sent = clock.now();
+        let put = leases.ticket_put(lease, &row.name, &value, Expect::At(row.version), ttl)?;
+        match leases.store().put(&put).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::Conflict => {
+                self.refresh().await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        let first = self.queue.head.clone();
+        let taken = leases
+            .take_offer(lease, &self.ticket, &value, first)
+            .await?;
+        if taken.is_none() {
+            leases.delete_ticket(lease, &self.ticket, None).await?;
+            self.refresh().await?;
+        }
+        Ok(taken.map(|grant| granted(&grant, sent)))
+    }
+
+    /// Deletes a ticket if nothing happened to it since it was seen, and passes on what it held.
+    async fn end(&mut self, ticket: &TicketRef, version: &Version) -> Result<()> {
+        let key = self.leases.group(&self.lease).key(ticket.name.clone());
+        match self.leases.store().delete(&key, version).await {
+            Err(error) if error.kind() == Kind::Conflict => return self.refresh().await,
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ => {}
+        }
+        let wall = self.leases.env().clock.wall();
+        self.leases
+            .swap(&self.lease, |head, _| {
+                let ended = head.end(ticket, Ending::Expired, wall);
+                Ok(if ended {
+                    Swap::Write(())
+                } else {
+                    Swap::Keep(())
+                })
+            })
+            .await?;
+        self.refresh().await
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        self.leases
+            .swap(&self.lease, |_, _| Ok(Swap::Keep(())))
+            .await?;
+        self.refresh().await
+    }
+
+    /// Reads everything again, so that what was just done is not done twice before the watch tells of it.
+    async fn refresh(&mut self) -> Result<()> {
+        let records = self
+            .leases
+            .store()
+            .list(&[self.leases.group(&self.lease)])
+            .await?;
+        self.take(Ok(Change::Snapshot(records)))
+    }
+}
+
+/// What a reader of standings notices.
+fn outline(standing: &Standing) -> (usize, Vec<crate::lease::Token>) {
+    match standing {
+        Standing::Waiting { ahead, holders } => {
+            (*ahead, holders.iter().map(|grant| grant.token).collect())
+        }
+        _ => (usize::MAX, Vec::new()),
+    }
+}
+
+async fn maybe(timer: Option<impl Future<Output = ()>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => pending().await,
+    }
+}
