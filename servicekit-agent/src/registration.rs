@@ -1,0 +1,168 @@
+use std::time::Duration;
+
+use servicekit_core::{
+    Error, Instance, Kind, Name,
+    registry::{Claim, InstanceKey, Session},
+};
+use tokio::sync::{Notify, SemaphorePermit, watch};
+
+use crate::{
+    Report,
+    node::{Link, Node},
+    outage::Party,
+};
+
+/// Why an instance is no longer kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The agent stops.
+    Halted,
+    /// Another process has taken it over.
+    Superseded,
+}
+
+/// Every instance is put again after about this long, changed or not: what is in the store should not hang on a single
+/// write, and an instance that nobody writes for over an hour is cleaned away.
+const PUT_AGAIN: Duration = Duration::from_secs(20 * 60);
+/// How long a put that is under way when the agent stops may take; what comes of it later cannot undo the removal.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Keeps the latest state of one instance in the store until the node halts, then removes it.
+pub(crate) async fn keep(
+    node: &Node,
+    key: InstanceKey,
+    state: watch::Receiver<Instance>,
+    taken_over: &Notify,
+) -> Ended {
+    let mut registration = Registration {
+        node,
+        state,
+        link: node.link.subscribe(),
+        claim: Claim::new(),
+        party: node.outage.party(),
+        last: Last::None,
+        began: false,
+    };
+    let ended = registration.put_until_ended(taken_over).await;
+    match ended {
+        Ended::Halted if registration.began => registration.remove(&key).await,
+        Ended::Halted => {}
+        Ended::Superseded => {
+            let InstanceKey { label, service_id } = key;
+            node.report(Report::Superseded { label, service_id });
+        }
+    }
+    ended
+}
+
+struct Registration<'a> {
+    node: &'a Node,
+    state: watch::Receiver<Instance>,
+    link: watch::Receiver<Link>,
+    /// Used by one request at a time, so that no put can overtake another, or the removal.
+    claim: Claim,
+    party: Party<'a>,
+    last: Last,
+    /// Whether there may be anything to remove.
+    began: bool,
+}
+
+/// What came of the last put.
+enum Last {
+    /// There was none under the present session.
+    None,
+    /// It was stored under the session of this name.
+    Stored(Name),
+    /// It may not have been stored; the next one comes after this pause.
+    Failed(Duration),
+}
+
+impl<'a> Registration<'a> {
+    async fn put_until_ended(&mut self, taken_over: &Notify) -> Ended {
+        let node = self.node;
+        loop {
+            let (session, _permit) = tokio::select! {
+                biased;
+                () = node.halted() => return Ended::Halted,
+                () = taken_over.notified() => return Ended::Superseded,
+                due = self.due() => due,
+            };
+            let instance = self.state.borrow_and_update().clone();
+            self.began = true;
+            let answer = tokio::select! {
+                answer = node.registry.put(&session, &self.claim, &instance) => answer,
+                () = async {
+                    node.halted().await;
+                    node.env.clock.sleep(SETTLE_WITHIN).await;
+                } => return Ended::Halted,
+            };
+            match answer {
+                Ok(()) => {
+                    self.party.succeeded();
+                    self.last = Last::Stored(session.name().clone());
+                }
+                Err(error) if error.kind() == Kind::Superseded => return Ended::Superseded,
+                Err(error) if error.kind() == Kind::Lost => {
+                    node.lost(&session);
+                    self.last = Last::None;
+                }
+                Err(error) => self.failed(error),
+            }
+        }
+    }
+
+    /// Waits until the instance has to be put, and until the store is there for it.
+    async fn due(&mut self) -> (Session, SemaphorePermit<'a>) {
+        let Self {
+            node,
+            state,
+            link,
+            last,
+            ..
+        } = self;
+        let clock = &node.env.clock;
+        match last {
+            Last::None => {}
+            Last::Failed(pause) => clock.sleep(*pause).await,
+            Last::Stored(name) => {
+                let another =
+                    |link: &Link| matches!(link, Link::Open(session) if session.name() != name);
+                tokio::select! {
+                    // Its sender lives as long as the probing, which outlives this.
+                    Ok(()) = state.changed() => {}
+                    _ = link.wait_for(another) => {}
+                    () = clock.sleep(node.env.random.jitter(PUT_AGAIN, 0.1)) => {}
+                }
+            }
+        }
+        loop {
+            // Neither fails: the node holds both the sender and the semaphore.
+            let open = link.wait_for(|link| matches!(link, Link::Open(_))).await;
+            let session = open.ok().and_then(|link| link.session());
+            if let (Some(session), Ok(permit)) = (session, node.writes.acquire().await) {
+                return (session, permit);
+            }
+        }
+    }
+
+    async fn remove(&mut self, key: &InstanceKey) {
+        let node = self.node;
+        let Ok(_permit) = node.writes.acquire().await else {
+            return;
+        };
+        match node
+            .registry
+            .remove(&self.claim, &key.label, &key.service_id)
+            .await
+        {
+            Ok(()) => self.party.succeeded(),
+            Err(error) if error.kind() == Kind::Superseded => {}
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn failed(&mut self, error: Error) {
+        let node = self.node;
+        self.last = Last::Failed(self.party.failed(error, &node.env, node.beat_interval()));
+    }
+}
