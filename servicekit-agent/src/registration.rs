@@ -41,12 +41,10 @@ pub(crate) async fn keep(
         claim: Claim::new(),
         party: node.outage.party(),
         last: Last::None,
-        began: false,
     };
     let ended = registration.put_until_ended(taken_over).await;
     match ended {
-        Ended::Halted if registration.began => registration.remove(&key).await,
-        Ended::Halted => {}
+        Ended::Halted => registration.remove(&key).await,
         Ended::Superseded => {
             let InstanceKey { label, service_id } = key;
             node.report(Report::Superseded { label, service_id });
@@ -63,8 +61,6 @@ struct Registration<'a> {
     claim: Claim,
     party: Party<'a>,
     last: Last,
-    /// Whether there may be anything to remove.
-    began: bool,
 }
 
 /// What came of the last put.
@@ -88,7 +84,6 @@ impl<'a> Registration<'a> {
                 due = self.due() => due,
             };
             let instance = self.state.borrow_and_update().clone();
-            self.began = true;
             let answer = tokio::select! {
                 answer = node.registry.put(&session, &self.claim, &instance) => answer,
                 () = async {

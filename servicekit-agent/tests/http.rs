@@ -17,7 +17,7 @@ use servicekit_core::{
     Kind,
     health::{Probe as _, Verdict},
 };
-use support::{LONG, SHORT, clock, read_request, serve, serve_bytes, with_env};
+use support::{LONG, SHORT, clock, hold, read_request, serve, serve_bytes, with_env};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_rustls::{
     TlsAcceptor,
@@ -120,7 +120,7 @@ async fn nobody_listening_is_told() {
 
 #[tokio::test]
 async fn a_service_that_hangs_runs_into_the_time_out() {
-    let address = serve(|_stream| std::future::pending()).await;
+    let address = serve(hold).await;
     let url = format!("http://{address}/");
     let verdict = check(HttpOptions {
         timeout: SHORT,

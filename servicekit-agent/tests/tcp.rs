@@ -4,11 +4,11 @@ mod support;
 
 use servicekit_agent::probe::Tcp;
 use servicekit_core::health::{Probe as _, Verdict};
-use support::{LONG, SHORT, clock, serve};
+use support::{LONG, SHORT, clock, hold, serve};
 
 #[tokio::test]
 async fn a_port_that_accepts_passes() {
-    let address = serve(|_stream| std::future::pending()).await;
+    let address = serve(hold).await;
     let verdict = Tcp::new(&address.to_string(), LONG, clock())
         .unwrap()
         .check()
@@ -19,7 +19,7 @@ async fn a_port_that_accepts_passes() {
 #[tokio::test]
 async fn all_addresses_of_a_host_are_tried() {
     // `localhost` may be ::1 first, where nobody listens.
-    let address = serve(|_stream| std::future::pending()).await;
+    let address = serve(hold).await;
     let target = format!("localhost:{}", address.port());
     let verdict = Tcp::new(&target, LONG, clock()).unwrap().check().await;
     assert!(verdict.passed(), "{verdict:?}");

@@ -4,7 +4,7 @@ use std::{
 
 use async_trait::async_trait;
 use reqwest::{
-    Certificate, Client, Method, Request, Response, StatusCode, Url,
+    Certificate, Client, Request, Response, StatusCode, Url,
     header::{HeaderName, HeaderValue, LOCATION, USER_AGENT},
     redirect::Policy,
 };
@@ -108,7 +108,8 @@ impl Http {
         };
         let client = clients.get(trust)?;
         let shown = shown(&url);
-        let mut request = Request::new(Method::GET, url);
+        let unusable = |error| Error::new(Kind::Invalid, cause(&error));
+        let mut request = client.get(url).build().map_err(unusable)?;
         for (name, value) in headers {
             let (name, value) = header(&name, &value)?;
             request.headers_mut().append(name, value);

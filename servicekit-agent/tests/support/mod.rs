@@ -10,16 +10,16 @@ use tokio::{
 };
 
 /// Longer than anything that is expected to happen may take.
-pub const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 /// The time-out of probes that are expected to run into it.
-pub const SHORT: Duration = Duration::from_millis(300);
+pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
-pub fn clock() -> Arc<dyn Clock> {
-    Arc::new(SystemClock)
+pub(crate) fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::default())
 }
 
 /// Hands every connection to `handler`, for as long as the runtime lives.
-pub async fn serve<F>(handler: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+pub(crate) async fn serve<F>(handler: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -33,8 +33,14 @@ where
     address
 }
 
+/// Keeps a connection open without a word.
+pub(crate) async fn hold(stream: TcpStream) {
+    std::future::pending::<()>().await;
+    drop(stream);
+}
+
 /// Reads a request and answers with these bytes, then closes.
-pub async fn serve_bytes(answer: impl Into<Vec<u8>>) -> SocketAddr {
+pub(crate) async fn serve_bytes(answer: impl Into<Vec<u8>>) -> SocketAddr {
     let answer: Arc<[u8]> = answer.into().into();
     serve(move |mut stream| {
         let answer = answer.clone();
@@ -47,7 +53,7 @@ pub async fn serve_bytes(answer: impl Into<Vec<u8>>) -> SocketAddr {
 }
 
 /// The head of a request, as text.
-pub async fn read_request(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+pub(crate) async fn read_request(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -59,7 +65,7 @@ pub async fn read_request(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> S
 }
 
 /// Runs the test again with this in its environment, in another process: nobody may change the environment of this one.
-pub fn with_env(test: &str, variables: &[(&str, &str)]) -> std::process::Output {
+pub(crate) fn with_env(test: &str, variables: &[(&str, &str)]) -> std::process::Output {
     std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .envs(variables.iter().copied())
