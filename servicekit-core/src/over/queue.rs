@@ -310,3 +310,155 @@ impl TicketRow {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value(nonce: usize, number: Option<u64>) -> TicketValue {
+        TicketValue {
+            v: FORMAT,
+            nonce: nonce.to_string(),
+            holder: format!("holder-{nonce}").parse().unwrap(),
+            number,
+            since: Timestamp::from_millis(0),
+            attended: true,
+            ttl_ms: 1000,
+            evicted: false,
+            note: String::new(),
+        }
+    }
+
+    fn row(nonce: usize, number: Option<u64>) -> TicketRow {
+        TicketRow {
+            name: format!("t-{nonce:03x}").parse().unwrap(),
+            value: value(nonce, number),
+            version: Version::new("1"),
+            life: Life::Ephemeral {
+                ttl: Duration::from_secs(1),
+                left: None,
+            },
+        }
+    }
+
+    fn queue(rows: impl IntoIterator<Item = TicketRow>) -> Queue {
+        let tickets = rows
+            .into_iter()
+            .map(|row| (row.name.clone(), row))
+            .collect();
+        Queue {
+            head: None,
+            tickets,
+        }
+    }
+
+    /// What may happen to a head; tickets are numbers.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Join(usize),
+        Leave(usize),
+        Claim,
+        Resize(u32),
+        Clock(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0usize..12).prop_map(Step::Join),
+            (0usize..12).prop_map(Step::Leave),
+            Just(Step::Claim),
+            (1u32..4).prop_map(Step::Resize),
+            (0u64..10_000).prop_map(Step::Clock),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn grants_stay_within_the_slots_tokens_rise_and_turns_come_in_order(
+            steps in proptest::collection::vec(step(), 0..80),
+        ) {
+            let mut head = Head::new(1);
+            let (mut waiting, mut now) = (Vec::<(u64, usize)>::new(), 0);
+            let mut last_token = None;
+            for step in steps {
+                let before = head.grants.len();
+                let mut granted = None;
+                match step {
+                    Step::Join(n) => {
+                        let reference = row(n, None).reference();
+                        let known = head.grant_of(&reference).is_some();
+                        if known || waiting.iter().any(|(_, other)| *other == n) {
+                            continue;
+                        }
+                        if head.is_open() {
+                            let wall = Timestamp::from_millis(now);
+                            granted = Some(head.grant(reference, &value(n, None), wall).unwrap().token);
+                            // Nobody may pass those who wait.
+                            prop_assert!(waiting.is_empty());
+                        } else {
+                            waiting.push((head.draw_number(), n));
+                        }
+                    }
+                    Step::Leave(n) => {
+                        waiting.retain(|(_, other)| *other != n);
+                        head.end(&row(n, None).reference(), Ending::Left, Timestamp::from_millis(now));
+                    }
+                    Step::Claim => {
+                        if let Some(offer) = head.offers.first().cloned() {
+                            let n: usize = offer.nonce.parse().unwrap();
+                            prop_assert_eq!(waiting.first().map(|(_, first)| *first), Some(n));
+                            waiting.remove(0);
+                            let wall = Timestamp::from_millis(now);
+                            granted = Some(head.grant(offer, &value(n, None), wall).unwrap().token);
+                        }
+                    }
+                    Step::Resize(slots) => head.slots = slots,
+                    Step::Clock(wall) => now = wall,
+                }
+                head.offer(&queue(waiting.iter().map(|(number, n)| row(*n, Some(*number)))));
+                if head.grants.len() > before {
+                    prop_assert!(head.grants.len() + head.offers.len() <= head.slots as usize);
+                }
+                if let Some(token) = granted {
+                    prop_assert!(last_token < Some(token));
+                    last_token = Some(token);
+                }
+                let mut slots: Vec<_> = head.grants.iter().map(|grant| grant.slot).collect();
+                slots.sort_unstable();
+                slots.dedup();
+                prop_assert_eq!(slots.len(), head.grants.len());
+                prop_assert!(head.past.len() <= REMEMBERED);
+                // A slot is never left free while somebody waits for it.
+                prop_assert!(!head.is_open() || waiting.is_empty());
+                let json = serde_json::to_vec(&head).unwrap();
+                prop_assert_eq!(serde_json::from_slice::<Head>(&json).unwrap(), head.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_added_survives_a_rewrite() {
+        let json = r#"{"v":1,"slots":2,"next":1,"token":5,"colour":"red"}"#;
+        let head: Head = serde_json::from_str(json).unwrap();
+        let again = serde_json::to_value(&head).unwrap();
+        assert_eq!(again["colour"], "red");
+    }
+
+    #[test]
+    fn a_clock_beyond_reason_is_an_error_and_not_a_token() {
+        let mut head = Head::new(1);
+        let wall = Timestamp::from_millis(1 << 53);
+        let ticket = row(1, None).reference();
+        assert_eq!(
+            head.grant(ticket, &value(1, None), wall)
+                .unwrap_err()
+                .kind(),
+            Kind::Invalid
+        );
+        assert!(head.grants.is_empty());
+    }
+}

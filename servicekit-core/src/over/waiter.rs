@@ -175,7 +175,7 @@ impl Waiter {
         for row in tickets.values() {
             self.observed
                 .entry(row.name.clone())
-                .or_insert((row.version.clone(), now));
+                .or_insert_with(|| (row.version.clone(), now));
         }
         let offers = head
             .as_ref()

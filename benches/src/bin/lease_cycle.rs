@@ -1,0 +1,79 @@
+//! Join, grant, leave on the embedded store against as many bare SQLite write transactions with the same settings.
+//!
+//! ```sh
+//! cargo run --release -p servicekit-benches --bin lease_cycle
+//! ```
+//!
+//! The two take turns in rounds, so that a busy machine slows both. The figure is the ratio of the rates.
+
+use std::{error::Error, path::Path, time::Duration};
+
+use rusqlite::Connection;
+use servicekit::{
+    Backend, Clock as _, Label, LeaseProvider as _,
+    clock::SystemClock,
+    lease::{Request, Standing, Term},
+};
+
+/// Write transactions of one cycle: the ticket, the head with the grant, the head without it, the ticket's end.
+const WRITES: usize = 4;
+const ROUNDS: usize = 20;
+const CYCLES: usize = 100;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::Builder::new().prefix("lease-cycle-").tempdir_in(".")?;
+    let url = format!("local:{}", folder.path().join("servicekit.db").display());
+    let backend = servicekit::connect(&url).await?;
+    let bare = bare(&folder.path().join("bare.db"))?;
+    let clock = SystemClock;
+    let (mut ours, mut theirs) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..ROUNDS {
+        let began = clock.now();
+        for _ in 0..CYCLES {
+            cycle(&backend).await?;
+        }
+        let between = clock.now();
+        for i in 0..CYCLES * WRITES {
+            write(&bare, i)?;
+        }
+        ours += between.since(began);
+        theirs += clock.now().since(between);
+    }
+    let cycles = (ROUNDS * CYCLES) as f64;
+    println!("lease cycles:           {:8.0} a second", cycles / ours.as_secs_f64());
+    println!("of bare transactions:   {:8.0} a second", cycles / theirs.as_secs_f64());
+    println!("rate against bare:      {:8.2}", theirs.as_secs_f64() / ours.as_secs_f64());
+    Ok(())
+}
+
+async fn cycle(backend: &Backend) -> Result<(), Box<dyn Error>> {
+    let lease: Label = "bench".parse()?;
+    let request = Request {
+        holder: "bench".parse()?,
+        term: Term::Attended { ttl: Duration::from_secs(30) },
+        slots: 1,
+        wait: None,
+        note: String::new(),
+    };
+    match backend.leases.join(&lease, &request).await? {
+        (ticket, Standing::Granted(_)) => Ok(backend.leases.leave(&ticket).await?),
+        (_, standing) => Err(format!("not granted: {standing:?}").into()),
+    }
+}
+
+/// A table like the store's own, written with the same durability.
+fn bare(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.execute("CREATE TABLE records (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID", [])?;
+    Ok(connection)
+}
+
+fn write(connection: &Connection, i: usize) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let sql = "INSERT INTO records VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    connection.prepare_cached(sql)?.execute((i % 2, vec![b'x'; 300]))?;
+    connection.execute_batch("COMMIT")
+}
