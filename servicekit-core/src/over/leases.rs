@@ -707,7 +707,7 @@ impl LeaseProvider for Leases {
             return Err(Error::new(Kind::Invalid, message));
         }
         self.swap(lease, |head, _| {
-            head.slots = slots;
+            head.resize(slots);
             Ok(Swap::Write(()))
         })
         .await

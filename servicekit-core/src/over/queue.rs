@@ -206,6 +206,12 @@ impl Head {
         }
     }
 
+    /// Sets the number of slots. Shrinking revokes no grant, but offers that nobody took yet.
+    pub(super) fn resize(&mut self, slots: u32) {
+        self.slots = slots;
+        self.offers.truncate((slots as usize).saturating_sub(self.grants.len()));
+    }
+
     /// Whether a newcomer may be granted at once: a slot is free, and kept for nobody.
     pub(super) fn is_open(&self) -> bool {
         self.offers.is_empty() && self.free() > 0
@@ -416,7 +422,7 @@ mod tests {
                             granted = Some(head.grant(offer, &value(n, None), wall).unwrap().token);
                         }
                     }
-                    Step::Resize(slots) => head.slots = slots,
+                    Step::Resize(slots) => head.resize(slots),
                     Step::Clock(wall) => now = wall,
                 }
                 head.offer(&queue(waiting.iter().map(|(number, n)| row(*n, Some(*number)))));
