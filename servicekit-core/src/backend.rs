@@ -22,10 +22,7 @@ use crate::{
 /// # let _ = mixed;
 /// ```
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "made to be mixed by struct update"
-)]
+#[expect(clippy::exhaustive_structs, reason = "made to be mixed by struct update")]
 pub struct Backend {
     /// What it is called in errors and findings.
     pub name: &'static str,
@@ -70,10 +67,7 @@ pub trait Doctor: fmt::Debug + Send + Sync + 'static {
 
 /// One thing that a doctor looked at.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "doctors of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "doctors of other crates make them")]
 pub struct Finding {
     /// What was looked at, in a word or two.
     pub check: String,
@@ -102,12 +96,7 @@ pub enum Severity {
 impl Finding {
     /// All is well.
     pub fn fine(check: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
-            check: check.into(),
-            severity: Severity::Fine,
-            detail: detail.into(),
-            remedy: None,
-        }
+        Self { check: check.into(), severity: Severity::Fine, detail: detail.into(), remedy: None }
     }
 
     /// It works, but `remedy` would be better.
@@ -117,12 +106,7 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         let remedy = Some(remedy.into());
-        Self {
-            check: check.into(),
-            severity: Severity::Warning,
-            detail: detail.into(),
-            remedy,
-        }
+        Self { check: check.into(), severity: Severity::Warning, detail: detail.into(), remedy }
     }
 
     /// It does not work; `remedy` is what to try.
@@ -132,12 +116,7 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         let remedy = Some(remedy.into());
-        Self {
-            check: check.into(),
-            severity: Severity::Problem,
-            detail: detail.into(),
-            remedy,
-        }
+        Self { check: check.into(), severity: Severity::Problem, detail: detail.into(), remedy }
     }
 }
 

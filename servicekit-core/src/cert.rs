@@ -55,10 +55,7 @@ pub trait CertStore: fmt::Debug + Send + Sync + 'static {
 
 /// Sealed bytes, and the version to put the next on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "stores of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "stores of other crates make them")]
 pub struct Sealed {
     /// What was stored.
     pub bytes: Arc<[u8]>,

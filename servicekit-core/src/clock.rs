@@ -93,10 +93,7 @@ impl Env {
     /// This host's clock, and randomness from its operating system.
     #[must_use]
     pub fn system() -> Self {
-        Self {
-            clock: Arc::new(SystemClock),
-            random: Random::system(),
-        }
+        Self { clock: Arc::new(SystemClock), random: Random::system() }
     }
 }
 
@@ -160,10 +157,7 @@ impl Add<Duration> for Timestamp {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
-        )
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -189,9 +183,7 @@ impl<'de> Deserialize<'de> for Timestamp {
         let text = String::deserialize(deserializer)?;
         let moment = OffsetDateTime::parse(&text, &Rfc3339).map_err(serde::de::Error::custom)?;
         let millis = moment.unix_timestamp_nanos() / 1_000_000;
-        u64::try_from(millis)
-            .map(Self)
-            .map_err(serde::de::Error::custom)
+        u64::try_from(millis).map(Self).map_err(serde::de::Error::custom)
     }
 }
 
@@ -206,10 +198,7 @@ impl Clock for SystemClock {
         Timestamp(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the replacement that the ban names"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is the replacement that the ban names")]
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
@@ -226,40 +215,27 @@ impl Clock for SystemClock {
         }
         // Without a descriptor for a timer (there may be none left), look at the clock often enough.
         while self.now() < deadline {
-            self.sleep(deadline.since(self.now()).min(Duration::from_millis(100)))
-                .await;
+            self.sleep(deadline.since(self.now()).min(Duration::from_millis(100))).await;
         }
     }
 }
 
 fn read(clock: ClockId) -> Duration {
     let now = rustix::time::clock_gettime(clock);
-    Duration::new(
-        u64::try_from(now.tv_sec).unwrap_or(0),
-        u32::try_from(now.tv_nsec).unwrap_or(0),
-    )
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 // Its replacement is `unsafe`, for types that may close their descriptor meanwhile; an `OwnedFd` does not.
-#[expect(
-    deprecated,
-    reason = "sound for an OwnedFd, and the replacement is unsafe"
-)]
+#[expect(deprecated, reason = "sound for an OwnedFd, and the replacement is unsafe")]
 fn arm(deadline: Instant) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Boottime, flags)?;
-    let never = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
     let at = Timespec {
         tv_sec: i64::try_from(deadline.0.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: deadline.0.subsec_nanos().into(),
     };
-    let once = Itimerspec {
-        it_interval: never,
-        it_value: at,
-    };
+    let once = Itimerspec { it_interval: never, it_value: at };
     rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &once)?;
     AsyncFd::with_interest(timer, Interest::READABLE)
 }
@@ -274,10 +250,7 @@ mod tests {
         let json = serde_json::to_string(&moment).unwrap();
         assert_eq!(json, "\"2025-11-21T00:00:00.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), moment);
-        assert_eq!(
-            Timestamp::from_millis(u64::MAX).to_string(),
-            format!("@{}ms", u64::MAX)
-        );
+        assert_eq!(Timestamp::from_millis(u64::MAX).to_string(), format!("@{}ms", u64::MAX));
     }
 
     #[tokio::test]
@@ -293,13 +266,7 @@ mod tests {
     async fn what_takes_too_long_is_dropped() {
         let clock = SystemClock;
         let never = std::future::pending::<()>();
-        assert_eq!(
-            timeout(&clock, Duration::from_millis(5), never).await,
-            Err(Elapsed)
-        );
-        assert_eq!(
-            timeout(&clock, Duration::from_secs(60), async { 7 }).await,
-            Ok(7)
-        );
+        assert_eq!(timeout(&clock, Duration::from_millis(5), never).await, Err(Elapsed));
+        assert_eq!(timeout(&clock, Duration::from_secs(60), async { 7 }).await, Ok(7));
     }
 }

@@ -25,20 +25,14 @@ impl Options {
     /// Follows these labels.
     #[must_use]
     pub fn labels(labels: impl IntoIterator<Item = Label>) -> Self {
-        Self {
-            labels: labels.into_iter().collect(),
-            panic_threshold: 0.0,
-        }
+        Self { labels: labels.into_iter().collect(), panic_threshold: 0.0 }
     }
 
     /// When less than this share (0.0 to 1.0) of what was up before is left, keep the list from before: more likely than that
     /// so many died at once is that their monitoring did. 0.0, the default, never does.
     #[must_use]
     pub fn with_panic_threshold(self, share: f64) -> Self {
-        Self {
-            panic_threshold: share.clamp(0.0, 1.0),
-            ..self
-        }
+        Self { panic_threshold: share.clamp(0.0, 1.0), ..self }
     }
 }
 
@@ -80,15 +74,9 @@ impl View {
     /// Begins to follow. Use [`View::ready`] to wait for the first lists.
     #[must_use]
     pub fn open(registry: &Arc<dyn Registry>, options: Options, env: Env) -> Self {
-        let by_label = options
-            .labels
-            .iter()
-            .map(|label| (label.clone(), Slot::default()))
-            .collect();
-        let lists = Arc::new(Lists {
-            by_label,
-            changes: watch::Sender::new(0),
-        });
+        let by_label =
+            options.labels.iter().map(|label| (label.clone(), Slot::default())).collect();
+        let lists = Arc::new(Lists { by_label, changes: watch::Sender::new(0) });
         let followers = options
             .labels
             .into_iter()
@@ -105,11 +93,7 @@ impl View {
                 tokio::spawn(follower.run())
             })
             .collect();
-        Self {
-            lists,
-            env,
-            followers,
-        }
+        Self { lists, env, followers }
     }
 
     /// Waits until every label was heard of once.
@@ -119,12 +103,7 @@ impl View {
     /// Dropping the future changes nothing.
     pub async fn ready(&self) {
         let mut changes = self.lists.changes.subscribe();
-        while self
-            .lists
-            .by_label
-            .values()
-            .any(|slot| slot.read().is_none())
-        {
+        while self.lists.by_label.values().any(|slot| slot.read().is_none()) {
             if changes.changed().await.is_err() {
                 return;
             }
@@ -142,10 +121,7 @@ impl View {
     #[must_use]
     pub fn age(&self, label: &Label) -> Option<Duration> {
         let list = self.list(label)?;
-        Some(
-            list.stale_since
-                .map_or(Duration::ZERO, |since| self.env.clock.now().since(since)),
-        )
+        Some(list.stale_since.map_or(Duration::ZERO, |since| self.env.clock.now().since(since)))
     }
 
     /// Waits until any list changes after this call.
@@ -170,10 +146,7 @@ impl Drop for View {
 
 impl Slot {
     fn read(&self) -> Option<Arc<List>> {
-        self.list
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.list.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -222,36 +195,20 @@ impl Follower {
             return;
         };
         if let Some(list) = slot.read().filter(|list| list.stale_since.is_none()) {
-            self.publish(List {
-                stale_since: Some(self.env.clock.now()),
-                ..(*list).clone()
-            });
+            self.publish(List { stale_since: Some(self.env.clock.now()), ..(*list).clone() });
         }
     }
 
     /// What to show. An instance that was removed is never kept: that was somebody's will.
     fn judge(&mut self) -> List {
-        let up = || {
-            self.known
-                .values()
-                .filter(|instance| instance.state == State::Up)
-        };
+        let up = || self.known.values().filter(|instance| instance.state == State::Up);
         self.good.retain(|id| self.known.contains_key(id));
         let panicking = (up().count() as f64) < self.threshold * self.good.len() as f64;
         if !panicking {
             self.good = up().map(|instance| instance.service_id.clone()).collect();
         }
-        let shown = self
-            .good
-            .iter()
-            .filter_map(|id| self.known.get(id))
-            .cloned()
-            .collect();
-        List {
-            up: shown,
-            panicking,
-            stale_since: None,
-        }
+        let shown = self.good.iter().filter_map(|id| self.known.get(id)).cloned().collect();
+        List { up: shown, panicking, stale_since: None }
     }
 
     fn publish(&self, list: List) {

@@ -138,22 +138,13 @@ impl Error {
     /// Whether waiting may help: the store is away, slow or busy.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self.kind(),
-            Kind::Throttled | Kind::Timeout | Kind::Unavailable
-        )
+        matches!(self.kind(), Kind::Throttled | Kind::Timeout | Kind::Unavailable)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner {
-            backend,
-            operation,
-            key,
-            message,
-            ..
-        } = &*self.0;
+        let Inner { backend, operation, key, message, .. } = &*self.0;
         if let Some(backend) = backend {
             write!(f, "{backend}: ")?;
         }
@@ -202,10 +193,7 @@ mod tests {
             .on("local")
             .at("default/lease/web/head")
             .because(std::io::Error::other("no such device"));
-        assert_eq!(
-            error.to_string(),
-            "local: put default/lease/web/head: cannot open the file"
-        );
+        assert_eq!(error.to_string(), "local: put default/lease/web/head: cannot open the file");
         assert!(format!("{error:?}").contains("because: no such device"));
         assert!(error.is_transient());
     }

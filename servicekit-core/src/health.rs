@@ -72,12 +72,7 @@ impl Health {
     /// Of a service that was not probed yet.
     #[must_use]
     pub fn new(thresholds: Thresholds) -> Self {
-        Self {
-            thresholds,
-            state: State::Starting,
-            in_a_row: 0,
-            passing: false,
-        }
+        Self { thresholds, state: State::Starting, in_a_row: 0, passing: false }
     }
 
     /// The state by the verdicts so far.
@@ -89,18 +84,11 @@ impl Health {
     /// Takes a verdict in, and returns the new state and the rule where that changes it.
     pub fn observe(&mut self, verdict: &Verdict) -> Option<(State, String)> {
         let passed = verdict.passed();
-        self.in_a_row = if passed == self.passing {
-            self.in_a_row.saturating_add(1)
-        } else {
-            1
-        };
+        self.in_a_row = if passed == self.passing { self.in_a_row.saturating_add(1) } else { 1 };
         self.passing = passed;
         let Thresholds { rise, fall } = self.thresholds;
-        let (to, rule, needed) = if passed {
-            (State::Up, "rise", rise)
-        } else {
-            (State::Down, "fall", fall)
-        };
+        let (to, rule, needed) =
+            if passed { (State::Up, "rise", rise) } else { (State::Down, "fall", fall) };
         if to == self.state || self.in_a_row < needed {
             return None;
         }
@@ -116,28 +104,18 @@ mod tests {
     use super::*;
 
     fn verdict(passed: bool) -> Verdict {
-        if passed {
-            Verdict::Pass("200".into())
-        } else {
-            Verdict::Fail("500".into())
-        }
+        if passed { Verdict::Pass("200".into()) } else { Verdict::Fail("500".into()) }
     }
 
     #[test]
     fn one_failure_is_no_change_and_two_are() {
         let mut health = Health::new(Thresholds::default());
         assert_eq!(health.state(), State::Starting);
-        assert_eq!(
-            health.observe(&verdict(true)),
-            Some((State::Up, "rise 1".into()))
-        );
+        assert_eq!(health.observe(&verdict(true)), Some((State::Up, "rise 1".into())));
         assert_eq!(health.observe(&verdict(false)), None);
         assert_eq!(health.observe(&verdict(true)), None);
         assert_eq!(health.observe(&verdict(false)), None);
-        assert_eq!(
-            health.observe(&verdict(false)),
-            Some((State::Down, "fall 2".into()))
-        );
+        assert_eq!(health.observe(&verdict(false)), Some((State::Down, "fall 2".into())));
     }
 
     proptest! {

@@ -14,10 +14,7 @@ pub const REMEMBERED_OUTPUT: usize = 256;
 
 /// One instance of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "agents of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "agents of other crates make them")]
 pub struct Instance {
     /// The service.
     pub label: Label,
@@ -116,11 +113,7 @@ impl Instance {
         });
         let surplus = self.changes.len().saturating_sub(REMEMBERED_CHANGES);
         self.changes.drain(..surplus);
-        self.reason = if output.is_empty() {
-            rule.into()
-        } else {
-            format!("{output} ({rule})")
-        };
+        self.reason = if output.is_empty() { rule.into() } else { format!("{output} ({rule})") };
         self.state = to;
         self.since = at;
     }
@@ -167,12 +160,7 @@ mod tests {
 
     fn instance() -> Instance {
         let label = "web".parse().unwrap();
-        Instance::starting(
-            label,
-            "web-1".parse().unwrap(),
-            "::1",
-            Timestamp::from_millis(0),
-        )
+        Instance::starting(label, "web-1".parse().unwrap(), "::1", Timestamp::from_millis(0))
     }
 
     #[test]
@@ -185,10 +173,7 @@ mod tests {
         assert_eq!(instance.changes.len(), REMEMBERED_CHANGES);
         assert_eq!(instance.changes[9].at, Timestamp::from_millis(14));
         assert_eq!(instance.changes[9].output, "ü".repeat(128));
-        assert_eq!(
-            (instance.state, instance.since),
-            (State::Up, Timestamp::from_millis(14))
-        );
+        assert_eq!((instance.state, instance.since), (State::Up, Timestamp::from_millis(14)));
     }
 
     #[test]

@@ -189,10 +189,7 @@ pub enum Standing {
 
 /// A grant, as its holder sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "providers of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
 pub struct Granted {
     /// Higher than that of every grant before.
     pub token: Token,
@@ -206,10 +203,7 @@ pub struct Granted {
 
 /// A lease, as anybody sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "providers of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
 pub struct Lease {
     /// Its name.
     pub name: Label,
@@ -225,10 +219,7 @@ pub struct Lease {
 
 /// Somebody holding a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "providers of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
 pub struct Grant {
     /// Who.
     pub holder: ServiceId,
@@ -252,10 +243,7 @@ pub struct Grant {
 
 /// Somebody waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "providers of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
 pub struct Waiter {
     /// Who.
     pub holder: ServiceId,
@@ -269,10 +257,7 @@ pub struct Waiter {
 
 /// A grant that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "providers of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "providers of other crates make them")]
 pub struct PastGrant {
     /// Who held it.
     pub holder: ServiceId,

@@ -44,11 +44,7 @@ impl Invalid {
     /// A value of kind `what` that is wrong because of `problem`; `text` is cut to 80 characters.
     pub fn new(what: &'static str, text: &str, problem: impl Into<String>) -> Self {
         let text = text.chars().take(80).collect();
-        Self {
-            what,
-            text,
-            problem: problem.into(),
-        }
+        Self { what, text, problem: problem.into() }
     }
 }
 
@@ -86,10 +82,7 @@ const LABEL: Rule = Rule {
     first: |c| c.is_ascii_lowercase() || c.is_ascii_digit(),
     rest: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c),
 };
-const NAMESPACE: Rule = Rule {
-    what: "namespace",
-    ..LABEL
-};
+const NAMESPACE: Rule = Rule { what: "namespace", ..LABEL };
 const SERVICE_ID: Rule = Rule {
     what: "service id",
     longest: 128,
@@ -97,10 +90,7 @@ const SERVICE_ID: Rule = Rule {
     first: |c| c.is_ascii_alphanumeric() || "._:@-".contains(c),
     rest: |c| c.is_ascii_alphanumeric() || "._:@-".contains(c),
 };
-const NAME: Rule = Rule {
-    what: "name",
-    ..SERVICE_ID
-};
+const NAME: Rule = Rule { what: "name", ..SERVICE_ID };
 
 impl Rule {
     fn check(&self, text: &str) -> Result<(), Invalid> {
@@ -108,11 +98,7 @@ impl Rule {
             return Err(Invalid::new(self.what, text, "must not be empty"));
         }
         for (i, c) in text.chars().enumerate() {
-            let fine = if i == 0 {
-                (self.first)(c)
-            } else {
-                (self.rest)(c)
-            };
+            let fine = if i == 0 { (self.first)(c) } else { (self.rest)(c) };
             if !fine {
                 let problem = format!("{c:?} at character {}; allowed are {}", i + 1, self.allowed);
                 return Err(Invalid::new(self.what, text, problem));
@@ -141,11 +127,7 @@ macro_rules! name {
             type Err = Invalid;
 
             fn from_str(text: &str) -> Result<Self, Invalid> {
-                let folded = if $fold {
-                    text.to_ascii_lowercase()
-                } else {
-                    text.to_owned()
-                };
+                let folded = if $fold { text.to_ascii_lowercase() } else { text.to_owned() };
                 $rule.check(&folded)?;
                 Ok(Self(folded.into()))
             }
@@ -198,19 +180,8 @@ mod tests {
             "label \"we b\": ' ' at character 3; allowed are a letter or digit first, then letters, digits, '.', '_' or '-'"
         );
         assert!("-web".parse::<Label>().is_err());
-        assert!(
-            "".parse::<ServiceId>()
-                .unwrap_err()
-                .to_string()
-                .contains("empty")
-        );
-        assert!(
-            "x".repeat(64)
-                .parse::<Label>()
-                .unwrap_err()
-                .to_string()
-                .contains("at most 63")
-        );
+        assert!("".parse::<ServiceId>().unwrap_err().to_string().contains("empty"));
+        assert!("x".repeat(64).parse::<Label>().unwrap_err().to_string().contains("at most 63"));
         assert!("x".repeat(129).parse::<ServiceId>().is_err());
     }
 

@@ -44,13 +44,7 @@ fn put_json(
     expect: Expect,
     keep: Keep,
 ) -> Result<Put> {
-    Ok(Put {
-        key: key.clone(),
-        value: to_json(value)?,
-        expect,
-        keep,
-        write: WriteId::draw(random),
-    })
+    Ok(Put { key: key.clone(), value: to_json(value)?, expect, keep, write: WriteId::draw(random) })
 }
 
 fn to_json(value: &impl Serialize) -> Result<Arc<[u8]>> {
@@ -71,9 +65,7 @@ fn from_json<T: DeserializeOwned>(record: &Record) -> Result<T> {
         refused("the record is not one of servicekit's; remove it by hand".into()).because(error)
     })?;
     if v != FORMAT {
-        return Err(refused(format!(
-            "the record has format {v}; this servicekit reads {FORMAT}"
-        )));
+        return Err(refused(format!("the record has format {v}; this servicekit reads {FORMAT}")));
     }
     serde_json::from_slice(&record.value)
         .map_err(|error| refused("the record is damaged; remove it by hand".into()).because(error))
@@ -119,13 +111,7 @@ impl Index {
             v: u32,
         }
         let entry = Entry { v: FORMAT };
-        let put = put_json(
-            random,
-            &self.group.key(name),
-            &entry,
-            Expect::Absent,
-            Keep::Durable,
-        )?;
+        let put = put_json(random, &self.group.key(name), &entry, Expect::Absent, Keep::Durable)?;
         match self.store.put(&put).await {
             Err(error) if error.kind() == Kind::Conflict => Ok(()),
             answer => answer.map(drop),
@@ -135,9 +121,6 @@ impl Index {
     /// All names that parse as `T`.
     async fn names<T: std::str::FromStr>(&self) -> Result<Vec<T>> {
         let records = self.store.list(std::slice::from_ref(&self.group)).await?;
-        Ok(records
-            .iter()
-            .filter_map(|record| record.key.name.as_str().parse().ok())
-            .collect())
+        Ok(records.iter().filter_map(|record| record.key.name.as_str().parse().ok()).collect())
     }
 }

@@ -21,13 +21,8 @@ impl Random {
     #[must_use]
     pub fn system() -> Self {
         let rng = StdRng::try_from_rng(&mut rand::rngs::SysRng);
-        #[expect(
-            clippy::expect_used,
-            reason = "no identifier could be unique without it"
-        )]
-        Self(Arc::new(Mutex::new(
-            rng.expect("the operating system gives no random numbers"),
-        )))
+        #[expect(clippy::expect_used, reason = "no identifier could be unique without it")]
+        Self(Arc::new(Mutex::new(rng.expect("the operating system gives no random numbers"))))
     }
 
     /// The same numbers for the same seed.
@@ -39,13 +34,7 @@ impl Random {
     /// A number below `bound`; 0 when `bound` is 0.
     #[must_use]
     pub fn below(&self, bound: u64) -> u64 {
-        self.with(|rng| {
-            if bound == 0 {
-                0
-            } else {
-                rng.random_range(0..bound)
-            }
-        })
+        self.with(|rng| if bound == 0 { 0 } else { rng.random_range(0..bound) })
     }
 
     /// True with this probability, from 0.0 to 1.0.

@@ -175,10 +175,7 @@ pub struct InstanceKey {
 
 /// All instances of a label at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "registries of other crates make them"
-)]
+#[expect(clippy::exhaustive_structs, reason = "registries of other crates make them")]
 pub struct Snapshot {
     /// The instances, in the order of their ids.
     pub instances: Vec<Arc<Instance>>,
@@ -187,9 +184,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Those that are up.
     pub fn up(&self) -> impl Iterator<Item = &Arc<Instance>> {
-        self.instances
-            .iter()
-            .filter(|instance| instance.state == State::Up)
+        self.instances.iter().filter(|instance| instance.state == State::Up)
     }
 }
 

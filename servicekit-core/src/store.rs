@@ -214,10 +214,7 @@ impl Group {
     /// The record of this name in this group.
     #[must_use]
     pub fn key(&self, name: impl Into<Name>) -> Key {
-        Key {
-            group: self.clone(),
-            name: name.into(),
-        }
+        Key { group: self.clone(), name: name.into() }
     }
 }
 
@@ -259,13 +256,7 @@ impl Record {
     /// Whether the store's clock says that this record's time is over.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(
-            self.life,
-            Life::Ephemeral {
-                left: Some(Duration::ZERO),
-                ..
-            }
-        )
+        matches!(self.life, Life::Ephemeral { left: Some(Duration::ZERO), .. })
     }
 }
 

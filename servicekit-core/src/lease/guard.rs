@@ -65,16 +65,9 @@ pub async fn obtain(
     let mut holders = Vec::new();
     loop {
         let left = deadline.since(env.clock.now());
-        let attempt = Request {
-            wait: request.wait.map(|_| left),
-            ..request.clone()
-        };
-        let joining = until(
-            env,
-            request.wait.map(|_| deadline),
-            provider.join(lease, &attempt),
-        )
-        .await;
+        let attempt = Request { wait: request.wait.map(|_| left), ..request.clone() };
+        let joining =
+            until(env, request.wait.map(|_| deadline), provider.join(lease, &attempt)).await;
         let (ticket, mut standing) = match joining {
             None => return outage.end(holders),
             Some(Ok(joined)) => {
@@ -95,14 +88,8 @@ pub async fn obtain(
                 Standing::Refused { holders } => return Ok(Obtained::NotGranted { holders }),
                 // Its turn was missed, or it was not renewed during an outage: stand in line again.
                 Standing::Gone => break,
-                Standing::Waiting {
-                    ahead,
-                    holders: now,
-                } => {
-                    tell(Progress::Waiting {
-                        ahead,
-                        holders: &now,
-                    });
+                Standing::Waiting { ahead, holders: now } => {
+                    tell(Progress::Waiting { ahead, holders: &now });
                     holders = now;
                 }
             }
@@ -229,13 +216,9 @@ pub async fn acquire(
         return Err(Error::new(Kind::Invalid, "only an attended lease can be kept").at(lease));
     };
     match obtain(provider, lease, request, env, |_| {}).await? {
-        Obtained::Granted(ticket, granted) => Ok(Some(Guard::keep(
-            provider.clone(),
-            ticket,
-            granted,
-            ttl,
-            env.clone(),
-        ))),
+        Obtained::Granted(ticket, granted) => {
+            Ok(Some(Guard::keep(provider.clone(), ticket, granted, ttl, env.clone())))
+        }
         Obtained::NotGranted { .. } => Ok(None),
     }
 }
@@ -292,13 +275,7 @@ impl Guard {
         let from = granted.counted_from;
         let (tell, state) = watch::channel(Held::Until(from + ttl - margin(ttl)));
         let renewal = renew(provider.clone(), ticket.clone(), from, ttl, env, tell);
-        Self {
-            provider,
-            ticket,
-            granted,
-            state,
-            renewing: tokio::spawn(renewal),
-        }
+        Self { provider, ticket, granted, state, renewing: tokio::spawn(renewal) }
     }
 
     /// The fencing token: give it to whatever the lease protects.
@@ -368,13 +345,8 @@ impl Drop for Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            ticket, granted, ..
-        } = self;
-        f.debug_struct("Guard")
-            .field("lease", ticket.lease())
-            .field("granted", granted)
-            .finish()
+        let Self { ticket, granted, .. } = self;
+        f.debug_struct("Guard").field("lease", ticket.lease()).field("granted", granted).finish()
     }
 }
 

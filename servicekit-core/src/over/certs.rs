@@ -22,19 +22,12 @@ pub(crate) struct Certs {
 
 impl Certs {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
-        Self {
-            store,
-            group: Group::of(namespace, "certs"),
-            env,
-        }
+        Self { store, group: Group::of(namespace, "certs"), env }
     }
 }
 
 fn sealed(record: Record) -> Sealed {
-    Sealed {
-        bytes: record.value,
-        version: record.version,
-    }
+    Sealed { bytes: record.value, version: record.version }
 }
 
 #[async_trait]
@@ -44,38 +37,24 @@ impl CertStore for Certs {
     }
 
     async fn get(&self, name: &Name) -> Result<Option<Sealed>> {
-        Ok(self
-            .store
-            .get(&self.group.key(name.clone()))
-            .await?
-            .map(sealed))
+        Ok(self.store.get(&self.group.key(name.clone())).await?.map(sealed))
     }
 
     async fn put(&self, name: &Name, bytes: &[u8], expect: Expect) -> Result<Version> {
         let key = self.group.key(name.clone());
         let write = WriteId::draw(&self.env.random);
-        let put = Put {
-            key,
-            value: bytes.into(),
-            expect,
-            keep: Keep::Durable,
-            write,
-        };
+        let put = Put { key, value: bytes.into(), expect, keep: Keep::Durable, write };
         self.store.put(&put).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Name>> {
         let records = self.store.list(std::slice::from_ref(&self.group)).await?;
         let names = records.into_iter().map(|record| record.key.name);
-        Ok(names
-            .filter(|name| name.as_str().starts_with(prefix))
-            .collect())
+        Ok(names.filter(|name| name.as_str().starts_with(prefix)).collect())
     }
 
     async fn delete(&self, name: &Name, version: &Version) -> Result<()> {
-        self.store
-            .delete(&self.group.key(name.clone()), version)
-            .await
+        self.store.delete(&self.group.key(name.clone()), version).await
     }
 
     fn watch(&self, name: &Name) -> BoxStream<'static, Result<Option<Sealed>>> {

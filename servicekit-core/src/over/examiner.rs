@@ -20,11 +20,7 @@ pub(crate) struct Examiner {
 
 impl Examiner {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
-        Self {
-            store,
-            group: Group::of(namespace, "scratch"),
-            env,
-        }
+        Self { store, group: Group::of(namespace, "scratch"), env }
     }
 
     /// Writes, keeps, reads, lists and deletes a scratch record; ends with how long the slowest step took.
@@ -54,17 +50,13 @@ impl Examiner {
         lap();
         let version = self.store.touch(&key, &put.write).await?;
         lap();
-        let found = self
-            .store
-            .get(&key)
-            .await?
-            .is_some_and(|record| record.write == put.write);
+        let found = self.store.get(&key).await?.is_some_and(|record| record.write == put.write);
         lap();
         let listed = self.store.list(std::slice::from_ref(&self.group)).await?;
         lap();
         if !found || !listed.iter().any(|record| record.key == key) {
             return Err(
-                Error::new(Kind::Unexpected, "what was written cannot be read back").at(&key),
+                Error::new(Kind::Unexpected, "what was written cannot be read back").at(&key)
             );
         }
         self.store.delete(&key, &version).await?;
@@ -84,26 +76,13 @@ impl Doctor for Examiner {
             }
             Err(error) => Finding::problem("operations", error.to_string(), remedy(&error)),
         }];
-        let Capabilities {
-            linearizable,
-            multi_host,
-            server_expiry,
-            push_watch,
-            min_ttl,
-            ..
-        } = self.store.capabilities();
+        let Capabilities { linearizable, multi_host, server_expiry, push_watch, min_ttl, .. } =
+            self.store.capabilities();
         findings.push(if linearizable {
-            Finding::fine(
-                "leases",
-                "exclusive: the store judges conditions as one server would",
-            )
+            Finding::fine("leases", "exclusive: the store judges conditions as one server would")
         } else {
             let remedy = "use leases on another store";
-            Finding::warning(
-                "leases",
-                "refused: the store cannot promise exclusion",
-                remedy,
-            )
+            Finding::warning("leases", "refused: the store cannot promise exclusion", remedy)
         });
         let scope = if multi_host {
             "all hosts that reach the store"
@@ -111,15 +90,10 @@ impl Doctor for Examiner {
             "processes of this host only"
         };
         findings.push(Finding::fine("scope", scope));
-        let expiry = if server_expiry {
-            "by the store"
-        } else {
-            "by observation, one ttl at least"
-        };
-        findings.push(Finding::fine(
-            "expiry",
-            format!("{expiry}; the shortest ttl is {min_ttl:?}"),
-        ));
+        let expiry =
+            if server_expiry { "by the store" } else { "by observation, one ttl at least" };
+        findings
+            .push(Finding::fine("expiry", format!("{expiry}; the shortest ttl is {min_ttl:?}")));
         let changes = if push_watch { "pushed" } else { "polled" };
         findings.push(Finding::fine("changes", changes));
         findings

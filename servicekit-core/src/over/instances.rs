@@ -72,19 +72,9 @@ pub(super) struct SessionValue {
 
 impl Instances {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
-        let index = Index {
-            group: Group::of(namespace, "labels"),
-            store: store.clone(),
-        };
+        let index = Index { group: Group::of(namespace, "labels"), store: store.clone() };
         let (namespace, indexed) = (namespace.clone(), Mutex::default());
-        Self {
-            store,
-            namespace,
-            env,
-            index,
-            indexed,
-            oddities: Arc::default(),
-        }
+        Self { store, namespace, env, index, indexed, oddities: Arc::default() }
     }
 
     fn instances(&self, label: &Label) -> Group {
@@ -120,9 +110,7 @@ impl Instances {
             return Ok(None);
         };
         let value = self.oddities.skip::<SessionValue>(&record);
-        Ok(value
-            .filter(|value| value.nonce == session.nonce)
-            .map(|value| (value, record)))
+        Ok(value.filter(|value| value.nonce == session.nonce).map(|value| (value, record)))
     }
 
     /// Writes a session's value over the one that was read, and returns the write id.
@@ -159,10 +147,7 @@ impl Instances {
 
     async fn pause(&self, attempt: u32) {
         let longest = Duration::from_millis(2) * (attempt + 1).min(25);
-        self.env
-            .clock
-            .sleep(self.env.random.jitter(longest / 2, 1.0))
-            .await;
+        self.env.clock.sleep(self.env.random.jitter(longest / 2, 1.0)).await;
     }
 }
 
@@ -192,10 +177,7 @@ impl Registry for Instances {
             let key = self.sessions().key(name.clone());
             let mut put = put_json(random, &key, &value, Expect::Absent, Keep::Ephemeral(ttl))?;
             let mut written = self.store.put(&put).await;
-            if written
-                .as_ref()
-                .is_err_and(|error| error.kind() == Kind::Conflict)
-            {
+            if written.as_ref().is_err_and(|error| error.kind() == Kind::Conflict) {
                 // Where nobody but observers ends a record, one that is over may be replaced.
                 match self.store.get(&key).await? {
                     Some(record) if record.is_over() => put.expect = Expect::At(record.version),
@@ -207,15 +189,8 @@ impl Registry for Instances {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 Err(error) => return Err(error),
                 Ok(_) => {
-                    let reference = SessionRef {
-                        name,
-                        nonce: value.nonce,
-                    };
-                    return Ok(Session {
-                        reference,
-                        ttl,
-                        write: Arc::new(Mutex::new(put.write)),
-                    });
+                    let reference = SessionRef { name, nonce: value.nonce };
+                    return Ok(Session { reference, ttl, write: Arc::new(Mutex::new(put.write)) });
                 }
             }
         }
@@ -225,11 +200,7 @@ impl Registry for Instances {
     async fn beat(&self, session: &Session) -> Result<Vec<InstanceKey>> {
         let key = self.sessions().key(session.reference.name.clone());
         for attempt in 0..MOST_TRIES {
-            let write = session
-                .write
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let write = session.write.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match self.store.touch(&key, &write).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 answer => return answer.map(|_| Vec::new()),
@@ -240,10 +211,7 @@ impl Registry for Instances {
                 return Err(Error::new(Kind::Lost, message).during("beat").at(&key));
             };
             let taken = std::mem::take(&mut value.taken);
-            match self
-                .rewrite(&value, &record, Keep::Ephemeral(session.ttl))
-                .await
-            {
+            match self.rewrite(&value, &record, Keep::Ephemeral(session.ttl)).await {
                 Ok(write) => {
                     *session.write.lock().unwrap_or_else(PoisonError::into_inner) = write;
                     return Ok(taken);
@@ -270,9 +238,7 @@ impl Registry for Instances {
     }
 
     async fn put(&self, session: &Session, claim: &Claim, instance: &Instance) -> Result<()> {
-        let Instance {
-            label, service_id, ..
-        } = instance;
+        let Instance { label, service_id, .. } = instance;
         self.index(label).await?;
         let key = self.instances(label).key(service_id);
         for attempt in 0..MOST_TRIES {
@@ -287,22 +253,10 @@ impl Registry for Instances {
                 incarnation,
                 session: session.reference.clone(),
                 removed: false,
-                instance: Instance {
-                    changes,
-                    ..instance.clone()
-                },
-                other: stored
-                    .as_ref()
-                    .map(|stored| stored.other.clone())
-                    .unwrap_or_default(),
+                instance: Instance { changes, ..instance.clone() },
+                other: stored.as_ref().map(|stored| stored.other.clone()).unwrap_or_default(),
             };
-            let put = put_json(
-                &self.env.random,
-                &key,
-                &value,
-                expect,
-                Keep::Ephemeral(RETENTION),
-            )?;
+            let put = put_json(&self.env.random, &key, &value, expect, Keep::Ephemeral(RETENTION))?;
             match self.store.put(&put).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == Kind::Conflict => {
@@ -313,10 +267,7 @@ impl Registry for Instances {
             }
             claim.make_good(incarnation, stored, &session.reference, before);
             if let Some(former) = claim.former() {
-                let taken = InstanceKey {
-                    label: label.clone(),
-                    service_id: service_id.clone(),
-                };
+                let taken = InstanceKey { label: label.clone(), service_id: service_id.clone() };
                 self.tell(&former, &taken).await?;
                 claim.told();
             }
@@ -344,13 +295,7 @@ impl Registry for Instances {
                 instance,
                 other: serde_json::Map::new(),
             };
-            let put = put_json(
-                &self.env.random,
-                &key,
-                &value,
-                expect,
-                Keep::Ephemeral(RETENTION),
-            )?;
+            let put = put_json(&self.env.random, &key, &value, expect, Keep::Ephemeral(RETENTION))?;
             match self.store.put(&put).await {
                 Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
                 answer => return answer.map(drop),
@@ -362,9 +307,8 @@ impl Registry for Instances {
     async fn list(&self, label: &Label) -> Result<Snapshot> {
         let group = self.instances(label);
         let records = self.store.list(&[group.clone(), self.sessions()]).await?;
-        let (instances, sessions) = records
-            .into_iter()
-            .partition(|record| record.key.group == group);
+        let (instances, sessions) =
+            records.into_iter().partition(|record| record.key.group == group);
         let mut merge = self.merge(label);
         merge.snapshots(instances, sessions);
         Ok(merge.snapshot())

@@ -53,18 +53,9 @@ pub(super) enum Swap<T> {
 
 impl Leases {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
-        let index = Index {
-            group: Group::of(namespace, "leases"),
-            store: store.clone(),
-        };
+        let index = Index { group: Group::of(namespace, "leases"), store: store.clone() };
         let namespace = namespace.clone();
-        Self(Arc::new(Inner {
-            store,
-            namespace,
-            env,
-            index,
-            oddities: Oddities::default(),
-        }))
+        Self(Arc::new(Inner { store, namespace, env, index, oddities: Oddities::default() }))
     }
 
     pub(super) fn store(&self) -> &Reliable {
@@ -162,10 +153,7 @@ impl Leases {
         lease: &Label,
         ticket: &TicketRef,
     ) -> Result<Option<TicketRow>> {
-        let Some(record) = self
-            .store()
-            .get(&self.group(lease).key(ticket.name.clone()))
-            .await?
+        let Some(record) = self.store().get(&self.group(lease).key(ticket.name.clone())).await?
         else {
             return Ok(None);
         };
@@ -242,11 +230,7 @@ impl Leases {
     fn refuse_where_unsafe(&self) -> Result<()> {
         let message =
             "this store cannot promise that a lease has one holder (it is not linearizable)";
-        if self.capabilities().linearizable {
-            Ok(())
-        } else {
-            crate::backend::refuse(message)
-        }
+        if self.capabilities().linearizable { Ok(()) } else { crate::backend::refuse(message) }
     }
 
     fn check(&self, request: &Request) -> Result<()> {
@@ -306,15 +290,7 @@ impl<'a> Joining<'a> {
         };
         let (put, head) = join(leases.put_ticket(lease, &value), leases.head(lease)).await;
         let (ticket, version, sent) = put?;
-        let joining = Self {
-            leases,
-            lease,
-            request,
-            value,
-            ticket,
-            version,
-            sent,
-        };
+        let joining = Self { leases, lease, request, value, ticket, version, sent };
         match head {
             Ok(head) => Ok((joining, head)),
             Err(error) => Err(joining.give_up(error).await),
@@ -327,10 +303,7 @@ impl<'a> Joining<'a> {
                 Some((head, version)) => (head, Expect::At(version)),
                 None => {
                     let Leases(inner) = self.leases;
-                    inner
-                        .index
-                        .add(&inner.env.random, self.lease.into())
-                        .await?;
+                    inner.index.add(&inner.env.random, self.lease.into()).await?;
                     (Head::new(self.request.slots), Expect::Absent)
                 }
             };
@@ -349,10 +322,7 @@ impl<'a> Joining<'a> {
             }
             head = self.leases.head(self.lease).await?;
             // A swap whose answer was lost may have been applied.
-            if let Some(grant) = head
-                .as_ref()
-                .and_then(|(head, _)| head.grant_of(&self.ticket))
-            {
+            if let Some(grant) = head.as_ref().and_then(|(head, _)| head.grant_of(&self.ticket)) {
                 return Ok(Standing::Granted(self::granted(grant, self.sent)));
             }
         }
@@ -368,26 +338,17 @@ impl<'a> Joining<'a> {
 
     /// No slot is open: settle what has ended, take a number, and look again.
     async fn queue_up(&mut self) -> Result<Standing> {
-        let Self {
-            leases,
-            lease,
-            request,
-            ..
-        } = *self;
+        let Self { leases, lease, request, .. } = *self;
         let (wall, this) = (leases.wall(), &*self);
         let turn = leases.swap(lease, |head, queue| {
             if head.slots != request.slots {
                 return Err(this.slots_differ(head.slots));
             }
-            let lives = |grant: &&HeadGrant| {
-                queue
-                    .ticket(&grant.ticket)
-                    .is_some_and(|row| !row.is_over())
-            };
+            let lives =
+                |grant: &&HeadGrant| queue.ticket(&grant.ticket).is_some_and(|row| !row.is_over());
             let stands = head.grants.iter().filter(lives);
-            let stands = stands
-                .into_iter()
-                .find(|grant| grant.ticket == this.ticket || this.will_do(grant));
+            let stands =
+                stands.into_iter().find(|grant| grant.ticket == this.ticket || this.will_do(grant));
             if let Some(grant) = stands {
                 return Ok(Swap::Keep(Turn::Granted(grant.clone())));
             }
@@ -403,9 +364,7 @@ impl<'a> Joining<'a> {
         match turn.await? {
             Turn::Granted(grant) => {
                 if grant.ticket != self.ticket {
-                    leases
-                        .delete_ticket(lease, &self.ticket, Some(self.version.clone()))
-                        .await?;
+                    leases.delete_ticket(lease, &self.ticket, Some(self.version.clone())).await?;
                     self.ticket = grant.ticket.clone();
                 }
                 Ok(Standing::Granted(granted(&grant, self.sent)))
@@ -417,15 +376,10 @@ impl<'a> Joining<'a> {
 
     /// Waits under a number. A slot that came free before the number showed was offered to nobody: hence the last look.
     async fn wait_as(&mut self, number: u64, wait: Duration) -> Result<Standing> {
-        let value = TicketValue {
-            number: Some(number),
-            ..self.value.clone()
-        };
+        let value = TicketValue { number: Some(number), ..self.value.clone() };
         let ttl = (wait + TURN * 2).min(LONGEST_WAITING_TTL);
         let expect = Expect::At(self.version.clone());
-        let put = self
-            .leases
-            .ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
+        let put = self.leases.ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
         match self.leases.store().put(&put).await {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::Conflict => return Ok(Standing::Gone),
@@ -433,9 +387,7 @@ impl<'a> Joining<'a> {
         }
         let (leases, lease) = (self.leases, self.lease);
         let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
-        leases
-            .swap(lease, |_, queue| Ok(Swap::Keep(look(queue))))
-            .await
+        leases.swap(lease, |_, queue| Ok(Swap::Keep(look(queue)))).await
     }
 
     fn slots_differ(&self, has: u32) -> Error {
@@ -470,14 +422,7 @@ impl Leases {
             let sent = self.now();
             match self.store().put(&put).await {
                 Ok(version) => {
-                    return Ok((
-                        TicketRef {
-                            name,
-                            nonce: value.nonce.clone(),
-                        },
-                        version,
-                        sent,
-                    ));
+                    return Ok((TicketRef { name, nonce: value.nonce.clone() }, version, sent));
                 }
                 Err(error) if error.kind() == Kind::Conflict => {}
                 Err(error) => return Err(error),
@@ -501,13 +446,7 @@ impl Leases {
             write_id(&value.nonce, value.number)
         };
         let key = self.group(lease).key(name.clone());
-        Ok(Put {
-            key,
-            value: to_json(value)?,
-            expect,
-            keep: Keep::Ephemeral(ttl),
-            write,
-        })
+        Ok(Put { key, value: to_json(value)?, expect, keep: Keep::Ephemeral(ttl), write })
     }
 
     /// Gives a ticket's record its whole ttl again.
@@ -518,9 +457,7 @@ impl Leases {
         number: Option<u64>,
     ) -> Result<Version> {
         let key = self.group(lease).key(ticket.name.clone());
-        self.store()
-            .touch(&key, &write_id(&ticket.nonce, number))
-            .await
+        self.store().touch(&key, &write_id(&ticket.nonce, number)).await
     }
 
     /// Where a ticket stands by what was read after `sent`.
@@ -534,10 +471,7 @@ impl Leases {
         let Some(row) = queue.ticket(ticket) else {
             return Standing::Gone;
         };
-        let grant = queue
-            .head
-            .as_ref()
-            .and_then(|(head, _)| head.grant_of(ticket));
+        let grant = queue.head.as_ref().and_then(|(head, _)| head.grant_of(ticket));
         if let Some(grant) = grant {
             let ttl = Duration::from_millis(row.value.ttl_ms);
             let left = match row.life {
@@ -551,10 +485,7 @@ impl Leases {
         }
         let before = |other: &&&TicketRow| other.value.number < row.value.number;
         let ahead = queue.waiting().iter().filter(before).count();
-        Standing::Waiting {
-            ahead,
-            holders: self.grants(lease, queue),
-        }
+        Standing::Waiting { ahead, holders: self.grants(lease, queue) }
     }
 
     /// The grants, as anybody sees them.
@@ -568,9 +499,7 @@ impl Leases {
             .iter()
             // What has ended already is only waiting to be swept up.
             .filter(|grant| {
-                queue
-                    .ticket(&grant.ticket)
-                    .is_some_and(|row| grant.attended || !row.is_over())
+                queue.ticket(&grant.ticket).is_some_and(|row| grant.attended || !row.is_over())
             })
             .map(|grant| {
                 let left = queue.ticket(&grant.ticket).and_then(|row| match row.life {
@@ -633,17 +562,9 @@ impl LeaseProvider for Leases {
         // Not what a grant's record says: it may wait, or have been evicted.
         match self.ticket(&ticket.lease, &reference).await? {
             Some(TicketRow {
-                value:
-                    TicketValue {
-                        number: Some(number),
-                        evicted: false,
-                        ..
-                    },
+                value: TicketValue { number: Some(number), evicted: false, .. },
                 ..
-            }) => self
-                .touch(&ticket.lease, &reference, Some(number))
-                .await
-                .map(drop),
+            }) => self.touch(&ticket.lease, &reference, Some(number)).await.map(drop),
             _ => Err(Error::new(Kind::Lost, "the grant was evicted").because(error)),
         }
     }
@@ -654,11 +575,7 @@ impl LeaseProvider for Leases {
         let left = self.swap(lease, |head, queue| {
             let known = queue.ticket(&reference).map(|row| row.version.clone());
             let ended = head.end(&reference, Ending::Left, wall);
-            Ok(if ended {
-                Swap::Write(known)
-            } else {
-                Swap::Keep(known)
-            })
+            Ok(if ended { Swap::Write(known) } else { Swap::Keep(known) })
         });
         match left.await {
             Ok(known) => self.delete_ticket(lease, &reference, known).await,
@@ -719,18 +636,12 @@ impl LeaseProvider for Leases {
         let found = head.and_then(|head| head.grants.iter().find(|grant| grant.token == token));
         let Some(grant) = found else {
             let message = format!("no grant of the lease has the token {token}");
-            return Err(Error::new(Kind::NotFound, message)
-                .during("evict")
-                .at(lease));
+            return Err(Error::new(Kind::NotFound, message).during("evict").at(lease));
         };
         let (ticket, wall) = (grant.ticket.clone(), self.wall());
         if force || !grant.attended {
             self.delete_ticket(lease, &ticket, None).await?;
-            let how = if force && grant.attended {
-                Ending::Forced
-            } else {
-                Ending::Evicted
-            };
+            let how = if force && grant.attended { Ending::Forced } else { Ending::Evicted };
             return self
                 .swap(lease, |head, _| {
                     head.end(&ticket, how, wall);
@@ -763,10 +674,7 @@ impl Leases {
             if row.value.evicted {
                 return Ok(());
             }
-            let value = TicketValue {
-                evicted: true,
-                ..row.value
-            };
+            let value = TicketValue { evicted: true, ..row.value };
             let ttl = Duration::from_millis(value.ttl_ms);
             let put = self.ticket_put(lease, &ticket.name, &value, Expect::At(row.version), ttl)?;
             match self.store().put(&put).await {
@@ -790,18 +698,8 @@ impl Term {
 }
 
 pub(super) fn granted(grant: &HeadGrant, counted_from: Instant) -> Granted {
-    let HeadGrant {
-        token,
-        slot,
-        expires_at,
-        ..
-    } = *grant;
-    Granted {
-        token,
-        slot,
-        counted_from,
-        expires_at,
-    }
+    let HeadGrant { token, slot, expires_at, .. } = *grant;
+    Granted { token, slot, counted_from, expires_at }
 }
 
 fn write_id(nonce: &str, number: Option<u64>) -> WriteId {
@@ -812,19 +710,12 @@ fn write_id(nonce: &str, number: Option<u64>) -> WriteId {
 }
 
 fn reference(ticket: &Ticket) -> TicketRef {
-    TicketRef {
-        name: ticket.name.clone(),
-        nonce: ticket.nonce.clone(),
-    }
+    TicketRef { name: ticket.name.clone(), nonce: ticket.nonce.clone() }
 }
 
 fn public_ticket(lease: &Label, ticket: &TicketRef) -> Ticket {
     let TicketRef { name, nonce } = ticket.clone();
-    Ticket {
-        lease: lease.clone(),
-        name,
-        nonce,
-    }
+    Ticket { lease: lease.clone(), name, nonce }
 }
 
 fn slots_differ(lease: &Label, wanted: u32, has: u32) -> Error {

@@ -37,9 +37,14 @@ pub(super) struct Merge {
     /// Until then nobody is declared lost: the store was away, and nodes could not beat.
     grace: Option<Instant>,
     shown: BTreeMap<Name, Arc<Instance>>,
-    /// Whether the instances' remembered changes are kept.
-    history: bool,
+    /// Until when each instance is given the benefit of the doubt: its session may only be slower to show.
+    doubts: BTreeMap<Name, Instant>,
+    /// Whether this follows, or only judges once.
+    follows: bool,
 }
+
+/// How much slower a session may show than an instance that was put after it.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// An instance as it was written.
 struct Written {
@@ -75,7 +80,7 @@ impl Merge {
         label: Label,
         server_expiry: bool,
     ) -> Self {
-        let (instances, sessions, shown) = Default::default();
+        let (instances, sessions, shown, doubts) = Default::default();
         Self {
             clock,
             oddities,
@@ -85,7 +90,8 @@ impl Merge {
             sessions,
             grace: None,
             shown,
-            history: true,
+            doubts,
+            follows: false,
         }
     }
 
@@ -104,13 +110,8 @@ impl Merge {
     /// All instances, judged now.
     pub(super) fn snapshot(&self) -> Snapshot {
         let now = self.clock.now();
-        let mut instances: Vec<_> = self
-            .instances
-            .values()
-            .map(|value| self.judge(value, now))
-            .collect();
-        instances.sort_by(|a, b| a.service_id.cmp(&b.service_id));
-        Snapshot { instances }
+        let judge = |(name, written)| self.judge(name, written, now);
+        Snapshot { instances: self.instances.iter().filter_map(judge).collect() }
     }
 
     /// Follows both groups for ever. What the instances remember is left out: it is most of their size.
@@ -119,7 +120,7 @@ impl Merge {
         mut instances: BoxStream<'static, Result<Change>>,
         mut sessions: BoxStream<'static, Result<Change>>,
     ) -> BoxStream<'static, Result<Event>> {
-        self.history = false;
+        self.follows = true;
         Box::pin(stream! {
             // Nothing is shown before both groups are known, and again after a failure of either.
             let (mut knows_instances, mut knows_sessions) = (false, false);
@@ -138,7 +139,10 @@ impl Merge {
                     }
                 };
                 let touched = match change {
-                    None => Touched::Many,
+                    None => {
+                        self.doubts.retain(|_, until| self.clock.now() < *until);
+                        Touched::Many
+                    }
                     Some((None, _)) => {
                         yield Err(crate::Error::new(Kind::Unexpected, "the watch ended"));
                         return;
@@ -211,9 +215,8 @@ impl Merge {
             Change::Put(record) => {
                 let now = self.clock.now();
                 let known = self.sessions.get(&record.key.name);
-                let before = known
-                    .filter(|known| known.lives(now))
-                    .map(|known| known.nonce.clone());
+                let before =
+                    known.filter(|known| known.lives(now)).map(|known| known.nonce.clone());
                 self.put_session(&record);
                 let known = self.sessions.get(&record.key.name);
                 // A beat of a session that lives changes nothing that is shown.
@@ -237,19 +240,20 @@ impl Merge {
             value.instance.label == self.label && Name::from(&value.instance.service_id) == name
         };
         match value.filter(|value| !value.removed && !record.is_over() && fits(value)) {
-            Some(InstanceValue {
-                session,
-                mut instance,
-                ..
-            }) => {
-                if !self.history {
+            Some(InstanceValue { session, mut instance, .. }) => {
+                if self.follows {
                     instance.changes = Vec::new();
+                }
+                let now = self.clock.now();
+                if self.follows && !self.lives(&session, now) {
+                    self.doubts.insert(name.clone(), now + DOUBT);
                 }
                 let instance = Arc::new(instance);
                 self.instances.insert(name, Written { session, instance });
             }
             None => {
                 self.instances.remove(&name);
+                self.doubts.remove(&name);
             }
         }
     }
@@ -262,35 +266,25 @@ impl Merge {
             self.sessions.remove(&name);
             return;
         };
-        let ends = left
-            .filter(|_| !self.server_expiry)
-            .map(|left| self.clock.now() + left);
-        self.sessions.insert(
-            name,
-            Known {
-                nonce: value.nonce,
-                ttl,
-                ends,
-            },
-        );
+        let ends = left.filter(|_| !self.server_expiry).map(|left| self.clock.now() + left);
+        self.sessions.insert(name, Known { nonce: value.nonce, ttl, ends });
     }
 
-    /// An instance as it is to be shown.
-    fn judge(&self, written: &Written, now: Instant) -> Arc<Instance> {
+    /// An instance as it is to be shown; `None` while that is in doubt and it was never shown.
+    fn judge(&self, name: &Name, written: &Written, now: Instant) -> Option<Arc<Instance>> {
         let instance = &written.instance;
         if self.lives(&written.session, now) {
-            return instance.clone();
+            return Some(instance.clone());
         }
-        let shown = self.shown.get(&Name::from(&instance.service_id));
+        let shown = self.shown.get(name);
         if self.grace.is_some() && shown.is_some_and(|shown| shown.state != State::Lost) {
-            return instance.clone();
+            return Some(instance.clone());
+        }
+        if self.doubts.get(name).is_some_and(|until| now < *until) {
+            return shown.cloned();
         }
         let reason = format!("its node gives no sign of life (it was {})", instance.state);
-        Arc::new(Instance {
-            state: State::Lost,
-            reason,
-            ..Instance::clone(instance)
-        })
+        Some(Arc::new(Instance { state: State::Lost, reason, ..Instance::clone(instance) }))
     }
 
     fn lives(&self, session: &SessionRef, now: Instant) -> bool {
@@ -319,20 +313,14 @@ impl Merge {
 
     /// Shows one instance, where that tells anything new.
     fn show(&mut self, name: &Name) -> Option<Event> {
-        match self
-            .instances
-            .get(name)
-            .map(|value| self.judge(value, self.clock.now()))
-        {
+        let written = self.instances.get(name);
+        match written.and_then(|written| self.judge(name, written, self.clock.now())) {
             Some(instance) if self.shown.get(name) == Some(&instance) => None,
             Some(instance) => {
                 self.shown.insert(name.clone(), instance.clone());
                 Some(Event::Changed(instance))
             }
-            None => self
-                .shown
-                .remove(name)
-                .map(|gone| Event::Removed(gone.service_id.clone())),
+            None => self.shown.remove(name).map(|gone| Event::Removed(gone.service_id.clone())),
         }
     }
 
@@ -340,15 +328,12 @@ impl Merge {
     fn next_end(&self) -> Option<Instant> {
         let now = self.clock.now();
         let ends = self.sessions.values().filter_map(|session| session.ends);
-        ends.filter(|ends| *ends > now).chain(self.grace).min()
+        let doubts = self.doubts.values().copied();
+        ends.chain(doubts).filter(|at| *at > now).chain(self.grace).min()
     }
 
     fn longest_ttl(&self) -> Duration {
-        self.sessions
-            .values()
-            .map(|session| session.ttl)
-            .max()
-            .unwrap_or(Duration::from_secs(10))
+        self.sessions.values().map(|session| session.ttl).max().unwrap_or(Duration::from_secs(10))
     }
 }
 

@@ -127,15 +127,8 @@ impl Queue {
             self.head = Some((from_json(record)?, record.version.clone()));
         } else if let Some(value) = oddities.skip(record) {
             let (version, life) = (record.version.clone(), record.life);
-            self.tickets.insert(
-                name.clone(),
-                TicketRow {
-                    name: name.clone(),
-                    value,
-                    version,
-                    life,
-                },
-            );
+            self.tickets
+                .insert(name.clone(), TicketRow { name: name.clone(), value, version, life });
         } else {
             self.tickets.remove(name);
         }
@@ -152,18 +145,13 @@ impl Queue {
 
     /// The record of a ticket, if it is there and is the same one.
     pub(super) fn ticket(&self, ticket: &TicketRef) -> Option<&TicketRow> {
-        self.tickets
-            .get(&ticket.name)
-            .filter(|row| row.value.nonce == ticket.nonce)
+        self.tickets.get(&ticket.name).filter(|row| row.value.nonce == ticket.nonce)
     }
 
     /// The tickets that wait, first come first.
     pub(super) fn waiting(&self) -> Vec<&TicketRow> {
-        let mut rows: Vec<_> = self
-            .tickets
-            .values()
-            .filter(|row| row.value.number.is_some())
-            .collect();
+        let mut rows: Vec<_> =
+            self.tickets.values().filter(|row| row.value.number.is_some()).collect();
         rows.sort_by_key(|row| (row.value.number, row.name.clone()));
         rows
     }
@@ -174,20 +162,13 @@ impl Queue {
             return Vec::new();
         };
         let grants = head.grants.iter().map(|grant| &grant.ticket);
-        grants
-            .chain(&head.offers)
-            .filter(|ticket| self.ticket(ticket).is_none())
-            .cloned()
-            .collect()
+        grants.chain(&head.offers).filter(|ticket| self.ticket(ticket).is_none()).cloned().collect()
     }
 }
 
 impl TicketRow {
     pub(super) fn reference(&self) -> TicketRef {
-        TicketRef {
-            name: self.name.clone(),
-            nonce: self.value.nonce.clone(),
-        }
+        TicketRef { name: self.name.clone(), nonce: self.value.nonce.clone() }
     }
 }
 
@@ -268,19 +249,9 @@ impl Head {
         let Some(at) = self.grants.iter().position(|grant| grant.ticket == *ticket) else {
             return self.offers.len() < before;
         };
-        let HeadGrant {
-            holder,
-            token,
-            evicted,
-            ..
-        } = self.grants.remove(at);
+        let HeadGrant { holder, token, evicted, .. } = self.grants.remove(at);
         let how = if evicted { Ending::Evicted } else { how };
-        self.past.push(HeadPast {
-            holder,
-            token,
-            ended: wall,
-            how,
-        });
+        self.past.push(HeadPast { holder, token, ended: wall, how });
         let surplus = self.past.len().saturating_sub(REMEMBERED);
         self.past.drain(..surplus);
         true
@@ -307,13 +278,7 @@ impl Head {
 impl TicketRow {
     /// Whether the store's clock says that its time is over.
     pub(super) fn is_over(&self) -> bool {
-        matches!(
-            self.life,
-            Life::Ephemeral {
-                left: Some(std::time::Duration::ZERO),
-                ..
-            }
-        )
+        matches!(self.life, Life::Ephemeral { left: Some(std::time::Duration::ZERO), .. })
     }
 }
 
@@ -344,22 +309,13 @@ mod tests {
             name: format!("t-{nonce:03x}").parse().unwrap(),
             value: value(nonce, number),
             version: Version::new("1"),
-            life: Life::Ephemeral {
-                ttl: Duration::from_secs(1),
-                left: None,
-            },
+            life: Life::Ephemeral { ttl: Duration::from_secs(1), left: None },
         }
     }
 
     fn queue(rows: impl IntoIterator<Item = TicketRow>) -> Queue {
-        let tickets = rows
-            .into_iter()
-            .map(|row| (row.name.clone(), row))
-            .collect();
-        Queue {
-            head: None,
-            tickets,
-        }
+        let tickets = rows.into_iter().map(|row| (row.name.clone(), row)).collect();
+        Queue { head: None, tickets }
     }
 
     /// What may happen to a head; tickets are numbers.
@@ -459,12 +415,7 @@ mod tests {
         let mut head = Head::new(1);
         let wall = Timestamp::from_millis(1 << 53);
         let ticket = row(1, None).reference();
-        assert_eq!(
-            head.grant(ticket, &value(1, None), wall)
-                .unwrap_err()
-                .kind(),
-            Kind::Invalid
-        );
+        assert_eq!(head.grant(ticket, &value(1, None), wall).unwrap_err().kind(), Kind::Invalid);
         assert!(head.grants.is_empty());
     }
 }

@@ -67,16 +67,7 @@ impl Waiter {
         let touched = leases.env().clock.now();
         let (observed, offered) = (BTreeMap::new(), BTreeMap::new());
         let queue = Queue::default();
-        Self {
-            leases,
-            lease,
-            ticket,
-            queue,
-            observed,
-            offered,
-            unsettled: None,
-            touched,
-        }
+        Self { leases, lease, ticket, queue, observed, offered, unsettled: None, touched }
     }
 
     /// The standings, until `Granted` or `Gone`.
@@ -134,13 +125,7 @@ impl Waiter {
     async fn standing(&self) -> Result<Standing> {
         let clock = &self.leases.env().clock;
         let sent = clock.now();
-        let Self {
-            leases,
-            lease,
-            ticket,
-            queue,
-            ..
-        } = self;
+        let Self { leases, lease, ticket, queue, .. } = self;
         let standing = leases.standing_in(lease, queue, ticket, sent);
         let attended = queue.ticket(ticket).is_some_and(|row| row.value.attended);
         let Standing::Granted(granted) = standing else {
@@ -150,10 +135,7 @@ impl Waiter {
             return Ok(Standing::Granted(granted));
         }
         match leases.touch(lease, ticket, None).await {
-            Ok(_) => Ok(Standing::Granted(Granted {
-                counted_from: sent,
-                ..granted
-            })),
+            Ok(_) => Ok(Standing::Granted(Granted { counted_from: sent, ..granted })),
             Err(error) if matches!(error.kind(), Kind::Lost | Kind::Conflict) => Ok(Standing::Gone),
             Err(error) => Err(error),
         }
@@ -173,14 +155,9 @@ impl Waiter {
             tickets.get(name).is_some_and(|row| row.version == *version)
         });
         for row in tickets.values() {
-            self.observed
-                .entry(row.name.clone())
-                .or_insert_with(|| (row.version.clone(), now));
+            self.observed.entry(row.name.clone()).or_insert_with(|| (row.version.clone(), now));
         }
-        let offers = head
-            .as_ref()
-            .map(|(head, _)| head.offers.as_slice())
-            .unwrap_or_default();
+        let offers = head.as_ref().map(|(head, _)| head.offers.as_slice()).unwrap_or_default();
         self.offered.retain(|ticket, _| offers.contains(ticket));
         for offer in offers {
             self.offered.entry(offer.clone()).or_insert(now);
@@ -199,12 +176,8 @@ impl Waiter {
             return Some((self.leases.env().clock.now(), Task::Claim));
         }
         let waiting = self.queue.waiting();
-        let unoffered = waiting
-            .iter()
-            .filter(|row| !head.offers.contains(&row.reference()));
-        let place = unoffered
-            .take_while(|row| row.name != self.ticket.name)
-            .count();
+        let unoffered = waiting.iter().filter(|row| !head.offers.contains(&row.reference()));
+        let place = unoffered.take_while(|row| row.name != self.ticket.name).count();
         let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
         let mut tasks = Vec::new();
         if let Some(since) = self.unsettled {
@@ -212,15 +185,9 @@ impl Waiter {
         }
         for (offer, seen) in &self.offered {
             // Only a ticket that still waits: one that is being claimed has another version by now.
-            if let Some(row) = self
-                .queue
-                .ticket(offer)
-                .filter(|row| row.value.number.is_some())
-            {
-                tasks.push((
-                    *seen + TURN + patience,
-                    Task::End(offer.clone(), row.version.clone()),
-                ));
+            if let Some(row) = self.queue.ticket(offer).filter(|row| row.value.number.is_some()) {
+                tasks
+                    .push((*seen + TURN + patience, Task::End(offer.clone(), row.version.clone())));
             }
         }
         if !self.leases.store().capabilities().server_expiry {
@@ -241,11 +208,7 @@ impl Waiter {
             return None;
         };
         let renewed = row.value.attended && row.value.number.is_none();
-        let at = if renewed {
-            *seen + ttl
-        } else {
-            *seen + left.unwrap_or(ttl)
-        };
+        let at = if renewed { *seen + ttl } else { *seen + left.unwrap_or(ttl) };
         Some((at, Task::End(row.reference(), row.version.clone())))
     }
 
@@ -255,10 +218,7 @@ impl Waiter {
             Task::End(ticket, version) => self.end(&ticket, &version).await?,
             Task::Settle => self.settle().await?,
             Task::Touch => {
-                let number = self
-                    .queue
-                    .ticket(&self.ticket)
-                    .and_then(|row| row.value.number);
+                let number = self.queue.ticket(&self.ticket).and_then(|row| row.value.number);
                 let sent = self.leases.env().clock.now();
                 match self.leases.touch(&self.lease, &self.ticket, number).await {
                     Err(error) if matches!(error.kind(), Kind::Lost | Kind::Conflict) => {
@@ -278,10 +238,7 @@ impl Waiter {
             return Ok(None);
         };
         let (clock, leases, lease) = (self.leases.env().clock.clone(), &self.leases, &self.lease);
-        let value = TicketValue {
-            number: None,
-            ..row.value
-        };
+        let value = TicketValue { number: None, ..row.value };
         let ttl = Duration::from_millis(value.ttl_ms);
         let sent = clock.now();
         let put = leases.ticket_put(lease, &row.name, &value, Expect::At(row.version), ttl)?;
@@ -294,9 +251,7 @@ impl Waiter {
             Err(error) => return Err(error),
         }
         let first = self.queue.head.clone();
-        let taken = leases
-            .take_offer(lease, &self.ticket, &value, first)
-            .await?;
+        let taken = leases.take_offer(lease, &self.ticket, &value, first).await?;
         if taken.is_none() {
             leases.delete_ticket(lease, &self.ticket, None).await?;
             self.refresh().await?;
@@ -316,30 +271,20 @@ impl Waiter {
         self.leases
             .swap(&self.lease, |head, _| {
                 let ended = head.end(ticket, Ending::Expired, wall);
-                Ok(if ended {
-                    Swap::Write(())
-                } else {
-                    Swap::Keep(())
-                })
+                Ok(if ended { Swap::Write(()) } else { Swap::Keep(()) })
             })
             .await?;
         self.refresh().await
     }
 
     async fn settle(&mut self) -> Result<()> {
-        self.leases
-            .swap(&self.lease, |_, _| Ok(Swap::Keep(())))
-            .await?;
+        self.leases.swap(&self.lease, |_, _| Ok(Swap::Keep(()))).await?;
         self.refresh().await
     }
 
     /// Reads everything again, so that what was just done is not done twice before the watch tells of it.
     async fn refresh(&mut self) -> Result<()> {
-        let records = self
-            .leases
-            .store()
-            .list(&[self.leases.group(&self.lease)])
-            .await?;
+        let records = self.leases.store().list(&[self.leases.group(&self.lease)]).await?;
         self.take(Ok(Change::Snapshot(records)))
     }
 }

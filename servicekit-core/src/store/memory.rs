@@ -68,12 +68,7 @@ impl Memory {
     #[must_use]
     pub fn new(env: Env, profile: Profile) -> Self {
         let state = Arc::default();
-        Self {
-            profile,
-            clock: env.clock,
-            state,
-            changed: Arc::new(watch::Sender::new(0)),
-        }
+        Self { profile, clock: env.clock, state, changed: Arc::new(watch::Sender::new(0)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -84,9 +79,7 @@ impl Memory {
     fn at(&self, state: &mut State) -> Instant {
         let now = self.clock.now();
         if self.capabilities().server_expiry {
-            state
-                .rows
-                .retain(|_, row| row.ends.is_none_or(|(_, ends)| ends > now));
+            state.rows.retain(|_, row| row.ends.is_none_or(|(_, ends)| ends > now));
         }
         now
     }
@@ -94,10 +87,7 @@ impl Memory {
     fn read(&self, groups: &[Group]) -> Vec<Record> {
         let mut state = self.state();
         let now = self.at(&mut state);
-        let rows = state
-            .rows
-            .iter()
-            .filter(|(key, _)| groups.contains(&key.group));
+        let rows = state.rows.iter().filter(|(key, _)| groups.contains(&key.group));
         rows.map(|(key, row)| record(key, row, now)).collect()
     }
 
@@ -116,10 +106,7 @@ impl State {
 fn record(key: &Key, row: &Row, now: Instant) -> Record {
     let life = row
         .ends
-        .map_or(Life::Durable, |(ttl, ends)| Life::Ephemeral {
-            ttl,
-            left: Some(ends.since(now)),
-        });
+        .map_or(Life::Durable, |(ttl, ends)| Life::Ephemeral { ttl, left: Some(ends.since(now)) });
     Record {
         key: key.clone(),
         value: row.value.clone(),
@@ -157,29 +144,17 @@ impl Store for Memory {
     }
 
     async fn put(&self, put: &Put) -> Result<Version> {
-        let Put {
-            key,
-            value,
-            expect,
-            keep,
-            write,
-        } = put;
+        let Put { key, value, expect, keep, write } = put;
         if value.len() > MAX_VALUE_BYTES {
             let message = format!("{} bytes; at most {MAX_VALUE_BYTES} fit", value.len());
             return Err(error(Kind::Invalid, message, key));
         }
         let mut state = self.state();
         let now = self.at(&mut state);
-        let used = state
-            .writes
-            .entry(write.clone())
-            .or_insert_with(|| (key.clone(), value.clone()));
+        let used =
+            state.writes.entry(write.clone()).or_insert_with(|| (key.clone(), value.clone()));
         if *used != (key.clone(), value.clone()) {
-            return Err(error(
-                Kind::Unexpected,
-                "a write id was used for two different puts",
-                key,
-            ));
+            return Err(error(Kind::Unexpected, "a write id was used for two different puts", key));
         }
         let before = state.rows.get(key);
         let met = match (expect, before) {
@@ -195,20 +170,11 @@ impl Store for Memory {
             (Keep::Ephemeral(ttl), _) => Some((*ttl, now + *ttl)),
             (Keep::Unchanged, Some(row)) => row.ends,
             (Keep::Unchanged, None) => {
-                return Err(error(
-                    Kind::Invalid,
-                    "there is no life to leave unchanged",
-                    key,
-                ));
+                return Err(error(Kind::Invalid, "there is no life to leave unchanged", key));
             }
         };
         let number = state.draw_version();
-        let row = Row {
-            value: value.clone(),
-            version: number,
-            write: write.clone(),
-            ends,
-        };
+        let row = Row { value: value.clone(), version: number, write: write.clone(), ends };
         state.rows.insert(key.clone(), row);
         drop(state);
         self.notify();
@@ -255,16 +221,8 @@ impl Store for Memory {
     }
 
     fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {
-        let Capabilities {
-            server_expiry,
-            push_watch,
-            ..
-        } = self.capabilities();
-        let shows = if server_expiry {
-            Shows::Puts
-        } else {
-            Shows::Touches
-        };
+        let Capabilities { server_expiry, push_watch, .. } = self.capabilities();
+        let shows = if server_expiry { Shows::Puts } else { Shows::Touches };
         let (store, group) = (self.clone(), group.clone());
         let (clock, changes) = (self.clock.clone(), self.changed.subscribe());
         // What had changed before the last read began, so that no change after it is slept through.
@@ -297,8 +255,6 @@ impl Store for Memory {
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory")
-            .field("profile", &self.profile)
-            .finish_non_exhaustive()
+        f.debug_struct("Memory").field("profile", &self.profile).finish_non_exhaustive()
     }
 }

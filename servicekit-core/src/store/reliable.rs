@@ -20,10 +20,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            attempt: Duration::from_secs(3),
-            total: Duration::from_secs(8),
-        }
+        Self { attempt: Duration::from_secs(3), total: Duration::from_secs(8) }
     }
 }
 
@@ -44,12 +41,7 @@ impl Reliable {
     /// Wraps a store that is called `name` in errors.
     #[must_use]
     pub fn new(name: &'static str, store: Arc<dyn Store>, env: Env, limits: Limits) -> Self {
-        Self {
-            name,
-            store,
-            env,
-            limits,
-        }
+        Self { name, store, env, limits }
     }
 
     /// Calls until it succeeds, fails for good, or the time is over. `attempt` is told whether an earlier one may have
@@ -72,11 +64,10 @@ impl Reliable {
             let error = match result {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
-                Err(_) => Error::new(
-                    Kind::Timeout,
-                    format!("no answer within {:?}", self.limits.attempt),
-                )
-                .retry_as(Retry::Unknown),
+                Err(_) => {
+                    Error::new(Kind::Timeout, format!("no answer within {:?}", self.limits.attempt))
+                        .retry_as(Retry::Unknown)
+                }
             };
             let error = error.during(operation).on(self.name).at(key);
             tracing::debug!(%error, kind = ?error.kind(), retry = ?error.retry(), "attempt failed");
@@ -97,11 +88,7 @@ impl Reliable {
 
 /// What the caller gets when the time is over: `Unknown` stays unknown.
 fn given_up(error: Error, unsettled: bool) -> Error {
-    error.retry_as(if unsettled {
-        Retry::Unknown
-    } else {
-        Retry::Exhausted
-    })
+    error.retry_as(if unsettled { Retry::Unknown } else { Retry::Exhausted })
 }
 
 #[async_trait]
@@ -134,8 +121,7 @@ impl Store for Reliable {
     }
 
     async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
-        self.retry("touch", key, |_| self.store.touch(key, write))
-            .await
+        self.retry("touch", key, |_| self.store.touch(key, write)).await
     }
 
     async fn delete(&self, key: &Key, version: &Version) -> Result<()> {
