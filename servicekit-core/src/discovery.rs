@@ -28,8 +28,8 @@ impl Options {
         Self { labels: labels.into_iter().collect(), panic_threshold: 0.0 }
     }
 
-    /// When less than this share (0.0 to 1.0) of what was up before is left, keep the list from before: more likely than that
-    /// so many died at once is that their monitoring did. 0.0, the default, never does.
+    /// When less than this share (0.0 to 1.0) of the registered instances is up, keep the list from before: more likely than
+    /// that so many died at once is that their monitoring did. 0.0, the default, never does.
     #[must_use]
     pub fn with_panic_threshold(self, share: f64) -> Self {
         Self { panic_threshold: share.clamp(0.0, 1.0), ..self }
@@ -203,7 +203,7 @@ impl Follower {
     fn judge(&mut self) -> List {
         let up = || self.known.values().filter(|instance| instance.state == State::Up);
         self.good.retain(|id| self.known.contains_key(id));
-        let panicking = (up().count() as f64) < self.threshold * self.good.len() as f64;
+        let panicking = (up().count() as f64) < self.threshold * self.known.len() as f64;
         if !panicking {
             self.good = up().map(|instance| instance.service_id.clone()).collect();
         }
