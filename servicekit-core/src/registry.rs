@@ -127,8 +127,8 @@ pub struct Claim(Mutex<Drawn>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Drawn {
-    /// Whether anything was put, or may have been.
-    pub(crate) used: bool,
+    /// The incarnation of the last put, whether it was applied or not.
+    pub(crate) tried: Option<u64>,
     pub(crate) incarnation: Option<u64>,
     /// The instance's changes from before this claim.
     pub(crate) before: Vec<StateChange>,

@@ -60,7 +60,7 @@ pub async fn obtain(
     env: &Env,
     mut tell: impl FnMut(Progress<'_>) + Send,
 ) -> Result<Obtained> {
-    let deadline = env.clock.now() + request.wait.unwrap_or_default();
+    let deadline = env.clock.now() + request.wait.unwrap_or_default().min(FOREVER);
     let mut outage = Outage::default();
     let mut holders = Vec::new();
     loop {
@@ -97,7 +97,8 @@ pub async fn obtain(
                 match until(env, Some(deadline), standings.next()).await {
                     None => {
                         drop(standings);
-                        return give_up(provider, &ticket, env, outage, holders).await;
+                        leave(provider, &ticket, env).await;
+                        return outage.end(holders);
                     }
                     Some(None) => break Standing::Gone,
                     Some(Some(Ok(standing))) => {
@@ -105,7 +106,11 @@ pub async fn obtain(
                         break standing;
                     }
                     Some(Some(Err(error))) if error.is_transient() => outage.away(error, &mut tell),
-                    Some(Some(Err(error))) => return Err(error),
+                    Some(Some(Err(error))) => {
+                        drop(standings);
+                        leave(provider, &ticket, env).await;
+                        return Err(error);
+                    }
                 }
             };
         }
@@ -115,6 +120,9 @@ pub async fn obtain(
     }
 }
 
+/// Waiting longer than this is waiting for ever; timers need a number.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// The pause after a join that failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -122,18 +130,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LEAVING: Duration = Duration::from_secs(2);
 
 /// Leaves the queue at the end of the wait. A grant that comes at this very moment is given back.
-async fn give_up(
-    provider: &Arc<dyn LeaseProvider>,
-    ticket: &Ticket,
-    env: &Env,
-    outage: Outage,
-    holders: Vec<Grant>,
-) -> Result<Obtained> {
+async fn leave(provider: &Arc<dyn LeaseProvider>, ticket: &Ticket, env: &Env) {
     let leaving = until(env, Some(env.clock.now() + LEAVING), provider.leave(ticket)).await;
     if !matches!(leaving, Some(Ok(()))) {
         tracing::debug!("a ticket is left to end by itself");
     }
-    outage.end(holders)
 }
 
 async fn until<F: Future + Send>(

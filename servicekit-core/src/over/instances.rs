@@ -277,14 +277,11 @@ impl Registry for Instances {
     }
 
     async fn remove(&self, claim: &Claim, label: &Label, id: &ServiceId) -> Result<()> {
-        if !claim.was_used() {
-            return Ok(());
-        }
         let key = self.instances(label).key(id);
         for attempt in 0..MOST_TRIES {
             let (stored, expect) = self.stored(&key).await?;
             let wall = self.env.clock.wall();
-            let (incarnation, _) = claim.draw(stored.as_ref(), wall, &key)?;
+            let Some(incarnation) = claim.removes(stored.as_ref(), &key)? else { return Ok(()) };
             let instance = Instance::starting(label.clone(), id.clone(), "", wall);
             let (name, nonce) = ("none".parse()?, String::new());
             let value = InstanceValue {
@@ -335,18 +332,16 @@ impl Claim {
         key: &Key,
     ) -> Result<(u64, Vec<StateChange>)> {
         let mut drawn = self.lock();
-        drawn.used = true;
         let newest = stored.map_or(0, |stored| stored.incarnation);
         match drawn.incarnation {
-            Some(own) if newest > own => {
-                let message = "a newer incarnation has taken this service id over";
-                Err(Error::new(Kind::Superseded, message).during("put").at(key))
-            }
+            Some(own) if newest > own => Err(superseded(key)),
             Some(own) => Ok((own, drawn.before.clone())),
             None => {
                 let before = stored.filter(|stored| !stored.removed);
                 let before = before.map(|stored| stored.instance.changes.clone());
-                Ok((wall.as_millis().max(newest + 1), before.unwrap_or_default()))
+                let incarnation = wall.as_millis().max(newest + 1);
+                drawn.tried = Some(incarnation);
+                Ok((incarnation, before.unwrap_or_default()))
             }
         }
     }
@@ -376,9 +371,24 @@ impl Claim {
         self.lock().former = None;
     }
 
-    fn was_used(&self) -> bool {
-        self.lock().used
+    /// The incarnation to remove with; `None` when there is nothing of this claim to remove.
+    ///
+    /// A first put that was not acknowledged may have been applied, and may still be.
+    fn removes(&self, stored: Option<&InstanceValue>, key: &Key) -> Result<Option<u64>> {
+        let drawn = self.lock();
+        let newest = stored.map(|stored| stored.incarnation);
+        match (drawn.incarnation, drawn.tried) {
+            (Some(own), _) if newest > Some(own) => Err(superseded(key)),
+            (Some(own), _) => Ok(Some(own)),
+            (None, Some(tried)) => Ok(newest.is_none_or(|newest| newest == tried).then_some(tried)),
+            (None, None) => Ok(None),
+        }
     }
+}
+
+fn superseded(key: &Key) -> Error {
+    let message = "a newer incarnation has taken this service id over";
+    Error::new(Kind::Superseded, message).at(key)
 }
 
 fn too_busy(key: &dyn std::fmt::Display) -> Error {

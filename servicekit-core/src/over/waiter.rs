@@ -279,7 +279,11 @@ impl Waiter {
 
     async fn settle(&mut self) -> Result<()> {
         self.leases.swap(&self.lease, |_, _| Ok(Swap::Keep(()))).await?;
-        self.refresh().await
+        self.refresh().await?;
+        // What could not be settled now is not tried again at once.
+        let again = self.leases.env().clock.now() + PAUSE;
+        self.unsettled = self.unsettled.map(|_| again);
+        Ok(())
     }
 
     /// Reads everything again, so that what was just done is not done twice before the watch tells of it.
