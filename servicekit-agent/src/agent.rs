@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    grants::{self, Grants},
     monitor,
     node::Node,
     registration::{self, Ended},
@@ -143,19 +144,12 @@ impl Service {
     }
 
     pub(crate) fn key(&self) -> InstanceKey {
-        InstanceKey {
-            label: self.label.clone(),
-            service_id: self.service_id.clone(),
-        }
+        InstanceKey { label: self.label.clone(), service_id: self.service_id.clone() }
     }
 
     pub(crate) fn starting(&self, now: Timestamp) -> Instance {
-        let instance = Instance::starting(
-            self.label.clone(),
-            self.service_id.clone(),
-            &*self.host,
-            now,
-        );
+        let instance =
+            Instance::starting(self.label.clone(), self.service_id.clone(), &*self.host, now);
         Instance {
             port: self.port,
             weight: self.weight,
@@ -174,12 +168,7 @@ impl Agent {
         env: Env,
         options: Options,
     ) -> Self {
-        Self {
-            registry,
-            leases,
-            env,
-            options,
-        }
+        Self { registry, leases, env, options }
     }
 
     /// Probes and registers `services`, each under a key of its own, until `stop` ends or all were taken over.
@@ -197,12 +186,7 @@ impl Agent {
         mut report: impl FnMut(Report) + Send,
     ) -> Outcome {
         let (reports, mut inbox) = mpsc::unbounded_channel();
-        let Self {
-            registry,
-            leases,
-            env,
-            options,
-        } = self;
+        let Self { registry, leases, env, options } = self;
         let node = Arc::new(Node::new(registry, leases, env, options, reports));
         let outcome = {
             let mut work = std::pin::pin!(work(&node, services, stop));
@@ -232,19 +216,21 @@ async fn work(
     }
     let mut tasks = JoinSet::new();
     let mut taken_over = BTreeMap::new();
+    let mut all_grants = Vec::new();
     let spread = SPREAD * u32::try_from(services.len() - 1).unwrap_or(u32::MAX);
     for service in services {
         let notice = Arc::new(Notify::new());
         taken_over.insert(service.key(), notice.clone());
-        let delay = node
-            .env
-            .random
-            .below(spread.min(service.interval).as_micros() as u64);
+        let grants = Arc::new(Grants::new(service.key()));
+        all_grants.push(grants.clone());
+        let micros = spread.min(service.interval).as_micros();
+        let delay = node.env.random.below(u64::try_from(micros).unwrap_or(u64::MAX));
         let delay = Duration::from_micros(delay);
-        tasks.spawn(attend(node.clone(), service, delay, notice));
+        tasks.spawn(attend(node.clone(), service, delay, grants, notice));
     }
     let outcome = tokio::select! {
         never = session::hold(node, &taken_over) => match never {},
+        never = grants::survey(node, &all_grants) => match never {},
         outcome = until_all_ended(&mut tasks) => outcome,
         () = async {
             stop.await;
@@ -254,12 +240,7 @@ async fn work(
     };
     tasks.shutdown().await;
     if let Some(session) = node.session() {
-        let closed = timeout(
-            &*node.env.clock,
-            CLOSE_WITHIN,
-            node.registry.close(&session),
-        )
-        .await;
+        let closed = timeout(&*node.env.clock, CLOSE_WITHIN, node.registry.close(&session)).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::debug!(?closed, "the session was not closed, and ends by its ttl");
         }
@@ -272,19 +253,29 @@ async fn attend(
     node: Arc<Node>,
     service: Service,
     delay: Duration,
+    grants: Arc<Grants>,
     taken_over: Arc<Notify>,
 ) -> Ended {
     let (states, state) = tokio::sync::watch::channel(service.starting(node.env.clock.wall()));
     let probing = async {
+        node.env.clock.sleep(delay).await;
         tokio::select! {
-            never = monitor::watch(&node, &service, states, delay) => match never {},
-            () = node.halted() => std::future::pending::<Infallible>().await,
+            never = monitor::watch(&node, &service, states, &grants) => match never {},
+            // On its own, so that a store that is slow to tell about leases does not delay a probe.
+            never = grants::follow(&node, &grants) => match never {},
         }
+    };
+    let until_halted = async {
+        tokio::select! {
+            () = probing => {}
+            () = node.halted() => {}
+        }
+        std::future::pending::<Infallible>().await
     };
     tokio::select! {
         biased;
         ended = registration::keep(&node, service.key(), state, &taken_over) => ended,
-        never = probing => match never {},
+        never = until_halted => match never {},
     }
 }
 
@@ -304,13 +295,7 @@ async fn until_all_ended(tasks: &mut JoinSet<Ended>) -> Outcome {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Changed {
-                label,
-                service_id,
-                from,
-                to,
-                reason,
-            } => {
+            Self::Changed { label, service_id, from, to, reason } => {
                 write!(f, "{label}/{service_id}: {from} -> {to}: {reason}")
             }
             Self::StoreAway(error) => {
@@ -321,15 +306,8 @@ impl fmt::Display for Report {
             Self::Superseded { label, service_id } => {
                 write!(f, "{label}/{service_id}: taken over by another process")
             }
-            Self::LeaseReleased {
-                label,
-                service_id,
-                token,
-            } => {
-                write!(
-                    f,
-                    "{label}/{service_id}: released its start-up lease (token {token})"
-                )
+            Self::LeaseReleased { label, service_id, token } => {
+                write!(f, "{label}/{service_id}: released its start-up lease (token {token})")
             }
         }
     }

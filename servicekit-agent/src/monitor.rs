@@ -1,4 +1,4 @@
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use futures_util::future::join_all;
 use servicekit_core::{
@@ -7,44 +7,21 @@ use servicekit_core::{
 };
 use tokio::sync::watch;
 
-use crate::{
-    Report, Service,
-    grants::{self, Grants},
-    node::Node,
-};
+use crate::{Report, Service, grants::Grants, node::Node};
 
 /// Probes one service for as long as it is polled, and publishes its state.
 pub(crate) async fn watch(
     node: &Node,
     service: &Service,
     state: watch::Sender<Instance>,
-    delay: Duration,
-) -> Infallible {
-    let grants = Grants::default();
-    tokio::select! {
-        never = rounds(node, service, &state, &grants, delay) => never,
-        // On its own, so that a store that is slow to tell about leases does not delay a probe.
-        never = grants::follow(node, service, &grants) => never,
-    }
-}
-
-async fn rounds(
-    node: &Node,
-    service: &Service,
-    state: &watch::Sender<Instance>,
     grants: &Grants,
-    delay: Duration,
 ) -> Infallible {
     let clock = &*node.env.clock;
     let mut health = Health::new(service.thresholds);
-    let mut looked = None;
     let mut news = grants.news();
-    clock.sleep(delay).await;
     loop {
         let began = clock.now();
-        let is_up = health.state() == State::Up;
-        if !is_up || looked.is_none_or(|at| began.since(at) >= node.beat_interval()) {
-            looked = Some(began);
+        if health.state() != State::Up {
             grants.look();
         }
         let seen = news.borrow_and_update().clone();
@@ -53,7 +30,7 @@ async fn rounds(
             grants.release(seen);
         }
         if let Some((to, rule)) = health.observe(&verdict) {
-            publish(node, state, to, &rule, &verdict);
+            publish(node, &state, to, &rule, &verdict);
         }
         let next = node.env.random.jitter(service.interval, 0.1);
         let mut pause = clock.sleep(next.saturating_sub(clock.now().since(began)));
@@ -76,9 +53,7 @@ async fn ask(probes: &[Arc<dyn Probe>]) -> Verdict {
     if verdicts.iter().all(Verdict::passed) {
         Verdict::Pass(said(&mut verdicts.iter()))
     } else {
-        Verdict::Fail(said(
-            &mut verdicts.iter().filter(|verdict| !verdict.passed()),
-        ))
+        Verdict::Fail(said(&mut verdicts.iter().filter(|verdict| !verdict.passed())))
     }
 }
 
@@ -90,9 +65,7 @@ fn publish(node: &Node, state: &watch::Sender<Instance>, to: State, rule: &str, 
         instance.change(to, rule, verdict.output(), node.env.clock.wall());
         reason.clone_from(&instance.reason);
     });
-    let Instance {
-        label, service_id, ..
-    } = &*state.borrow();
+    let Instance { label, service_id, .. } = &*state.borrow();
     node.report(Report::Changed {
         label: label.clone(),
         service_id: service_id.clone(),

@@ -25,17 +25,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 impl Outage {
     pub(crate) fn new(reports: mpsc::UnboundedSender<Report>) -> Self {
-        Self {
-            failing: Mutex::new(0),
-            reports,
-        }
+        Self { failing: Mutex::new(0), reports }
     }
 
     pub(crate) fn party(&self) -> Party<'_> {
-        Party {
-            outage: self,
-            pause: None,
-        }
+        Party { outage: self, pause: None }
     }
 
     /// Counts, and reports under the lock, so that reports of both kinds alternate.

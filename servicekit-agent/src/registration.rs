@@ -108,13 +108,7 @@ impl<'a> Registration<'a> {
 
     /// Waits until the instance has to be put, and until the store is there for it.
     async fn due(&mut self) -> (Session, SemaphorePermit<'a>) {
-        let Self {
-            node,
-            state,
-            link,
-            last,
-            ..
-        } = self;
+        let Self { node, state, link, last, .. } = self;
         let clock = &node.env.clock;
         match last {
             Last::None => {}
@@ -123,7 +117,7 @@ impl<'a> Registration<'a> {
                 let another =
                     |link: &Link| matches!(link, Link::Open(session) if session.name() != name);
                 tokio::select! {
-                    // Its sender lives as long as the probing, which outlives this.
+                    // It fails only when the node halts, and that is seen elsewhere.
                     Ok(()) = state.changed() => {}
                     _ = link.wait_for(another) => {}
                     () = clock.sleep(node.env.random.jitter(PUT_AGAIN, 0.1)) => {}
@@ -145,11 +139,7 @@ impl<'a> Registration<'a> {
         let Ok(_permit) = node.writes.acquire().await else {
             return;
         };
-        match node
-            .registry
-            .remove(&self.claim, &key.label, &key.service_id)
-            .await
-        {
+        match node.registry.remove(&self.claim, &key.label, &key.service_id).await {
             Ok(()) => self.party.succeeded(),
             Err(error) if error.kind() == Kind::Superseded => {}
             Err(error) => self.failed(error),

@@ -28,20 +28,13 @@ pub(crate) async fn hold(
         }
         // A store that loses sessions as fast as they are opened is not asked for more at that rate.
         let lived = node.env.clock.now().since(opened);
-        node.env
-            .clock
-            .sleep(node.beat_interval().saturating_sub(lived))
-            .await;
+        node.env.clock.sleep(node.beat_interval().saturating_sub(lived)).await;
     }
 }
 
 async fn open(node: &Node, party: &mut Party<'_>) -> Session {
     loop {
-        match node
-            .registry
-            .open(&node.options.node, node.options.ttl)
-            .await
-        {
+        match node.registry.open(&node.options.node, node.options.ttl).await {
             Ok(session) => {
                 party.succeeded();
                 return session;
@@ -73,8 +66,7 @@ async fn beat(
                 for notice in keys.iter().filter_map(|key| taken_over.get(key)) {
                     notice.notify_one();
                 }
-                node.link
-                    .send_if_modified(|link| set(link, Link::Open(session.clone())));
+                node.link.send_if_modified(|link| set(link, Link::Open(session.clone())));
                 interval.saturating_sub(node.env.clock.now().since(began))
             }
             Err(error) if error.kind() == Kind::Lost => {
@@ -82,8 +74,7 @@ async fn beat(
                 return;
             }
             Err(error) => {
-                node.link
-                    .send_if_modified(|link| set(link, Link::Away(session.clone())));
+                node.link.send_if_modified(|link| set(link, Link::Away(session.clone())));
                 party.failed(error, &node.env, interval)
             }
         };
@@ -92,10 +83,8 @@ async fn beat(
 
 /// Changes the link, unless it is closed or as it should be.
 fn set(link: &mut Link, to: Link) -> bool {
-    let change = matches!(
-        (&*link, &to),
-        (Link::Open(_), Link::Away(_)) | (Link::Away(_), Link::Open(_))
-    );
+    let change =
+        matches!((&*link, &to), (Link::Open(_), Link::Away(_)) | (Link::Away(_), Link::Open(_)));
     if change {
         *link = to;
     }

@@ -1,4 +1,5 @@
 //! The exec probe with real processes.
+#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
 
 mod support;
 
@@ -18,8 +19,7 @@ async fn until_dead(file: &Path) {
     let status = format!("/proc/{}/stat", id.trim());
     let is_alive = || {
         let stat = fs::read_to_string(&status).unwrap_or_default();
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
     };
     let deadline = clock().now() + LONG;
     while is_alive() {
@@ -33,15 +33,9 @@ async fn the_exit_status_decides_and_the_last_line_is_told() {
     let passed = check("echo one; echo two >&2; echo", LONG).await;
     assert_eq!(passed, Verdict::Pass("exec: exit status: 0: two".into()));
     let failed = check("echo no replica; exit 3", LONG).await;
-    assert_eq!(
-        failed,
-        Verdict::Fail("exec: exit status: 3: no replica".into())
-    );
+    assert_eq!(failed, Verdict::Fail("exec: exit status: 3: no replica".into()));
     let killed = check("kill -9 $$", LONG).await;
-    assert!(
-        !killed.passed() && killed.output().contains("signal: 9"),
-        "{killed:?}"
-    );
+    assert!(!killed.passed() && killed.output().contains("signal: 9"), "{killed:?}");
     assert!(!check("/nonexistent", LONG).await.passed());
 }
 
@@ -53,20 +47,14 @@ async fn standard_input_is_empty() {
 #[tokio::test]
 async fn at_the_time_out_the_whole_group_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let (child, grandchild) = (
-        folder.path().join("child"),
-        folder.path().join("grandchild"),
-    );
+    let (child, grandchild) = (folder.path().join("child"), folder.path().join("grandchild"));
     let command = format!(
         "trap '' TERM INT HUP; echo $$ > {}; sh -c \"trap '' TERM; sleep 1000\" & echo $! > {}; echo waiting; wait",
         child.display(),
         grandchild.display()
     );
     let verdict = check(&command, Duration::from_secs(1)).await;
-    assert_eq!(
-        verdict,
-        Verdict::Fail("exec: not done within 1s, killed: waiting".into())
-    );
+    assert_eq!(verdict, Verdict::Fail("exec: not done within 1s, killed: waiting".into()));
     until_dead(&child).await;
     until_dead(&grandchild).await;
 }
@@ -74,15 +62,9 @@ async fn at_the_time_out_the_whole_group_is_killed() {
 #[tokio::test]
 async fn dropping_the_probe_kills_the_whole_group() {
     let folder = tempfile::tempdir().unwrap();
-    let (ready, grandchild) = (
-        folder.path().join("ready"),
-        folder.path().join("grandchild"),
-    );
-    let command = format!(
-        "sleep 1000 & echo $! > {}; touch {}; wait",
-        grandchild.display(),
-        ready.display()
-    );
+    let (ready, grandchild) = (folder.path().join("ready"), folder.path().join("grandchild"));
+    let command =
+        format!("sleep 1000 & echo $! > {}; touch {}; wait", grandchild.display(), ready.display());
     let probe = Exec::new(command, LONG, clock());
     tokio::select! {
         verdict = probe.check() => panic!("{verdict:?}"),
@@ -125,10 +107,7 @@ async fn a_process_that_left_the_group_does_not_delay_the_verdict() {
 async fn output_without_end_fails_with_that_reason() {
     let verdict = check("yes flood", LONG).await;
     let reason = "exec: wrote more than 1024 KiB, killed: f";
-    assert!(
-        !verdict.passed() && verdict.output().starts_with(reason),
-        "{verdict:?}"
-    );
+    assert!(!verdict.passed() && verdict.output().starts_with(reason), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -136,8 +115,5 @@ async fn closing_the_output_says_nothing_about_the_command() {
     let verdict = check("exec >/dev/null 2>&1; sleep 0.1; exit 4", LONG).await;
     assert_eq!(verdict, Verdict::Fail("exec: exit status: 4".into()));
     let verdict = check("exec >/dev/null 2>&1; sleep 1000", SHORT).await;
-    assert_eq!(
-        verdict,
-        Verdict::Fail("exec: not done within 300ms, killed".into())
-    );
+    assert_eq!(verdict, Verdict::Fail("exec: not done within 300ms, killed".into()));
 }

@@ -1,4 +1,5 @@
 //! The HTTP probe against real sockets.
+#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
 
 mod support;
 
@@ -25,10 +26,7 @@ use tokio_rustls::{
 };
 
 fn options(url: impl Into<String>) -> HttpOptions {
-    HttpOptions {
-        timeout: LONG,
-        ..HttpOptions::new(url)
-    }
+    HttpOptions { timeout: LONG, ..HttpOptions::new(url) }
 }
 
 fn probe(options: HttpOptions) -> Http {
@@ -42,20 +40,14 @@ async fn check(options: HttpOptions) -> Verdict {
 #[track_caller]
 fn assert_fails(verdict: &Verdict, reason: &str) {
     assert!(!verdict.passed(), "{verdict:?}");
-    assert!(
-        verdict.output().contains(reason),
-        "{verdict:?} does not say {reason:?}"
-    );
+    assert!(verdict.output().contains(reason), "{verdict:?} does not say {reason:?}");
 }
 
 #[tokio::test]
 async fn a_success_passes() {
     let address = serve_bytes("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     let verdict = check(options(format!("http://{address}/health"))).await;
-    assert_eq!(
-        verdict,
-        Verdict::Pass(format!("GET http://{address}/health: 200 OK"))
-    );
+    assert_eq!(verdict, Verdict::Pass(format!("GET http://{address}/health: 200 OK")));
 }
 
 #[tokio::test]
@@ -72,11 +64,7 @@ async fn only_expected_statuses_pass() {
         let address = serve_bytes(format!("HTTP/1.1 {status}\r\n\r\n")).await;
         let expect = expect.parse().unwrap();
         let url = format!("http://{address}/");
-        let verdict = check(HttpOptions {
-            expect,
-            ..options(url)
-        })
-        .await;
+        let verdict = check(HttpOptions { expect, ..options(url) }).await;
         assert_eq!(verdict.passed(), passes, "{verdict:?}");
         assert!(verdict.output().contains(status), "{verdict:?}");
     }
@@ -122,11 +110,7 @@ async fn nobody_listening_is_told() {
 async fn a_service_that_hangs_runs_into_the_time_out() {
     let address = serve(hold).await;
     let url = format!("http://{address}/");
-    let verdict = check(HttpOptions {
-        timeout: SHORT,
-        ..options(url)
-    })
-    .await;
+    let verdict = check(HttpOptions { timeout: SHORT, ..options(url) }).await;
     assert_fails(&verdict, "no answer within 300ms");
 }
 
@@ -134,11 +118,7 @@ async fn a_service_that_hangs_runs_into_the_time_out() {
 async fn a_listener_that_accepts_nobody_runs_into_the_time_out() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    let verdict = check(HttpOptions {
-        timeout: SHORT,
-        ..options(url)
-    })
-    .await;
+    let verdict = check(HttpOptions { timeout: SHORT, ..options(url) }).await;
     assert_fails(&verdict, "no answer within 300ms");
 }
 
@@ -159,21 +139,11 @@ async fn dripping(head: &'static str) -> String {
 async fn dripping_headers_and_bodies_run_into_the_time_out() {
     for (head, reason) in [
         ("HTTP/1.1 200 OK\r\nx-slow: ", "no answer within 300ms"),
-        (
-            "HTTP/1.1 200 OK\r\n\r\n",
-            "200 OK, but the body did not end within 300ms",
-        ),
-        (
-            "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n",
-            "200 OK, but the body did not end",
-        ),
+        ("HTTP/1.1 200 OK\r\n\r\n", "200 OK, but the body did not end within 300ms"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", "200 OK, but the body did not end"),
     ] {
         let url = dripping(head).await;
-        let verdict = check(HttpOptions {
-            timeout: SHORT,
-            ..options(url)
-        })
-        .await;
+        let verdict = check(HttpOptions { timeout: SHORT, ..options(url) }).await;
         assert_fails(&verdict, reason);
     }
 }
@@ -266,30 +236,18 @@ async fn headers_are_sent_and_secrets_are_not_shown() {
         }
     })
     .await;
-    let headers = vec![
-        ("Host".into(), "web.example".into()),
-        ("X-Key".into(), "s3cret".into()),
-    ];
+    let headers = vec![("Host".into(), "web.example".into()), ("X-Key".into(), "s3cret".into())];
     let url = format!("http://user:s3cret@{address}/health?key=s3cret#s3cret");
-    let probe = probe(HttpOptions {
-        headers,
-        ..options(url)
-    });
+    let probe = probe(HttpOptions { headers, ..options(url) });
     let verdict = probe.check().await;
     let request = requests.recv().await.unwrap();
-    for line in [
-        "GET /health?key=s3cret ",
-        "host: web.example",
-        "x-key: s3cret",
-        "authorization: Basic",
-    ] {
+    for line in
+        ["GET /health?key=s3cret ", "host: web.example", "x-key: s3cret", "authorization: Basic"]
+    {
         assert!(request.contains(line), "{request}");
     }
     let shown = format!("{verdict:?} {probe:?}");
-    assert!(
-        verdict.passed() && !shown.contains("s3cret") && !shown.contains("user"),
-        "{shown}"
-    );
+    assert!(verdict.passed() && !shown.contains("s3cret") && !shown.contains("user"), "{shown}");
 }
 
 #[tokio::test]
@@ -300,9 +258,7 @@ async fn every_probe_opens_a_connection() {
         counted.fetch_add(1, Ordering::Relaxed);
         async move {
             while !read_request(&mut stream).await.is_empty() {
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                    .await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
             }
         }
     })
@@ -317,10 +273,7 @@ async fn every_probe_opens_a_connection() {
 #[tokio::test]
 async fn no_proxy_of_the_environment_is_used() {
     if std::env::var_os("HTTP_PROXY").is_none() {
-        let nowhere = [
-            ("HTTP_PROXY", "http://127.0.0.1:1"),
-            ("http_proxy", "http://127.0.0.1:1"),
-        ];
+        let nowhere = [("HTTP_PROXY", "http://127.0.0.1:1"), ("http_proxy", "http://127.0.0.1:1")];
         let run = with_env("no_proxy_of_the_environment_is_used", &nowhere);
         let said = String::from_utf8_lossy(&run.stdout);
         assert!(run.status.success() && said.contains("1 passed"), "{said}");
@@ -345,9 +298,7 @@ async fn certificates_are_verified_against_the_authorities_of_choice() {
         async move {
             if let Ok(mut stream) = acceptor.accept(stream).await {
                 read_request(&mut stream).await;
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                    .await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
                 let _ = stream.shutdown().await;
             }
         }
@@ -359,23 +310,11 @@ async fn certificates_are_verified_against_the_authorities_of_choice() {
     let ca = Some(file.path().to_owned());
 
     assert_fails(&check(options(&url)).await, "invalid peer certificate");
-    let verdict = check(HttpOptions {
-        ca: ca.clone(),
-        ..options(&url)
-    })
-    .await;
+    let verdict = check(HttpOptions { ca: ca.clone(), ..options(&url) }).await;
     assert!(verdict.passed(), "{verdict:?}");
-    let verdict = check(HttpOptions {
-        insecure: true,
-        ..options(&url)
-    })
-    .await;
+    let verdict = check(HttpOptions { insecure: true, ..options(&url) }).await;
     assert!(verdict.passed(), "{verdict:?}");
-    let both = HttpOptions {
-        ca,
-        insecure: true,
-        ..options(&url)
-    };
+    let both = HttpOptions { ca, insecure: true, ..options(&url) };
     let error = Http::new(both, &mut Clients::default(), clock()).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
 }
@@ -389,41 +328,14 @@ fn what_cannot_be_used_is_named() {
     for (wrong, problem) in [
         (options("127.0.0.1:80"), "is no URL"),
         (options("ftp://user:s3cret@host/"), "begins with ftp:"),
-        (
-            HttpOptions {
-                headers: vec![("a b".into(), "c".into())],
-                ..base()
-            },
-            "header \"a b\"",
-        ),
-        (
-            HttpOptions {
-                headers: vec![("a".into(), "s3cret\n".into())],
-                ..base()
-            },
-            "its value",
-        ),
-        (
-            HttpOptions {
-                ca: missing,
-                ..base()
-            },
-            "/nonexistent/ca.pem: No such file",
-        ),
-        (
-            HttpOptions {
-                ca: no_ca,
-                ..base()
-            },
-            "no certificate in it",
-        ),
+        (HttpOptions { headers: vec![("a b".into(), "c".into())], ..base() }, "header \"a b\""),
+        (HttpOptions { headers: vec![("a".into(), "s3cret\n".into())], ..base() }, "its value"),
+        (HttpOptions { ca: missing, ..base() }, "/nonexistent/ca.pem: No such file"),
+        (HttpOptions { ca: no_ca, ..base() }, "no certificate in it"),
     ] {
         let error = Http::new(wrong, &mut Clients::default(), clock()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
         let message = error.to_string();
-        assert!(
-            message.contains(problem) && !message.contains("s3cret"),
-            "{message}"
-        );
+        assert!(message.contains(problem) && !message.contains("s3cret"), "{message}");
     }
 }

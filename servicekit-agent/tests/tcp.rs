@@ -9,10 +9,7 @@ use support::{LONG, SHORT, clock, hold, serve};
 #[tokio::test]
 async fn a_port_that_accepts_passes() {
     let address = serve(hold).await;
-    let verdict = Tcp::new(&address.to_string(), LONG, clock())
-        .unwrap()
-        .check()
-        .await;
+    let verdict = Tcp::new(&address.to_string(), LONG, clock()).unwrap().check().await;
     assert_eq!(verdict, Verdict::Pass(format!("tcp {address}: connected")));
 }
 
@@ -31,10 +28,7 @@ async fn a_closed_port_fails() {
     let target = listener.local_addr().unwrap().to_string();
     drop(listener);
     let verdict = Tcp::new(&target, LONG, clock()).unwrap().check().await;
-    assert!(
-        !verdict.passed() && verdict.output().contains("refused"),
-        "{verdict:?}"
-    );
+    assert!(!verdict.passed() && verdict.output().contains("refused"), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -54,10 +48,7 @@ async fn a_full_queue_of_connections_runs_into_the_time_out() {
         }
     }
     let verdict = probe.check().await;
-    assert!(
-        !verdict.passed() && verdict.output().contains("no answer within"),
-        "{verdict:?}"
-    );
+    assert!(!verdict.passed() && verdict.output().contains("no answer within"), "{verdict:?}");
 }
 
 #[test]

@@ -26,11 +26,7 @@ pub struct Exec {
 impl Exec {
     /// Probes by running `command` for at most `timeout`.
     pub fn new(command: impl Into<String>, timeout: Duration, clock: Arc<dyn Clock>) -> Self {
-        Self {
-            command: command.into(),
-            timeout,
-            clock,
-        }
+        Self { command: command.into(), timeout, clock }
     }
 
     async fn run(&self, said: &mut Said) -> io::Result<Result<(), String>> {
@@ -41,11 +37,7 @@ impl Exec {
         };
         drop(group);
         said.take_rest(&output)?;
-        Ok(if ended.success() {
-            Ok(())
-        } else {
-            Err(ended.to_string())
-        })
+        Ok(if ended.success() { Ok(()) } else { Err(ended.to_string()) })
     }
 }
 
@@ -88,10 +80,7 @@ struct Group {
 impl Group {
     fn of(child: Child) -> io::Result<Self> {
         let id = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        Ok(Self {
-            child,
-            id: id.ok_or_else(|| io::Error::other("a process without an id"))?,
-        })
+        Ok(Self { child, id: id.ok_or_else(|| io::Error::other("a process without an id"))? })
     }
 }
 
@@ -150,10 +139,6 @@ impl Said {
 
     fn about(&self, what: &str) -> String {
         let line = last_line(&self.end);
-        if line.is_empty() {
-            what.into()
-        } else {
-            format!("{what}: {line}")
-        }
+        if line.is_empty() { what.into() } else { format!("{what}: {line}") }
     }
 }

@@ -86,14 +86,7 @@ impl Http {
     ///
     /// `Invalid` for a URL, a header or a CA file that cannot be used; the message names it.
     pub fn new(options: HttpOptions, clients: &mut Clients, clock: Arc<dyn Clock>) -> Result<Self> {
-        let HttpOptions {
-            url,
-            timeout,
-            expect,
-            headers,
-            ca,
-            insecure,
-        } = options;
+        let HttpOptions { url, timeout, expect, headers, ca, insecure } = options;
         let url = parse(&url)?;
         let trust = match (url.scheme(), ca, insecure) {
             // Without redirects there is no way from here to TLS, and no need to load the system's authorities.
@@ -116,33 +109,17 @@ impl Http {
         }
         let agent = HeaderValue::from_static(concat!("servicekit/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().entry(USER_AGENT).or_insert(agent);
-        Ok(Self {
-            request,
-            shown,
-            timeout,
-            expect,
-            client,
-            clock,
-        })
+        Ok(Self { request, shown, timeout, expect, client, clock })
     }
 
     /// The whole exchange; `status` is set once it is known, so that a time-out can tell what was missing.
     async fn exchange(&self, status: &mut Option<StatusCode>) -> Result<String, String> {
-        let request = self
-            .request
-            .try_clone()
-            .ok_or("the request cannot be sent twice")?;
-        let response = self
-            .client
-            .execute(request)
-            .await
-            .map_err(|error| cause(&error))?;
+        let request = self.request.try_clone().ok_or("the request cannot be sent twice")?;
+        let response = self.client.execute(request).await.map_err(|error| cause(&error))?;
         let code = response.status();
         *status = Some(code);
         if self.expect.contains(code.as_u16()) {
-            read_whole(response)
-                .await
-                .map_err(|problem| format!("{code}, but {problem}"))?;
+            read_whole(response).await.map_err(|problem| format!("{code}, but {problem}"))?;
             return Ok(code.to_string());
         }
         if code.is_redirection()
@@ -177,9 +154,7 @@ impl Probe for Http {
 
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http")
-            .field("url", &self.shown)
-            .finish_non_exhaustive()
+        f.debug_struct("Http").field("url", &self.shown).finish_non_exhaustive()
     }
 }
 
@@ -201,15 +176,10 @@ impl Clients {
         let builder = match &trust {
             Trust::System => builder,
             Trust::Only(path) => builder.tls_certs_only(authorities(path)?),
-            Trust::Anybody => builder
-                .tls_certs_only([])
-                .tls_danger_accept_invalid_certs(true),
+            Trust::Anybody => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
         };
         let client = builder.build().map_err(|error| {
-            Error::new(
-                Kind::Invalid,
-                format!("TLS cannot be set up: {}", cause(&error)),
-            )
+            Error::new(Kind::Invalid, format!("TLS cannot be set up: {}", cause(&error)))
         })?;
         self.0.insert(trust, client.clone());
         Ok(client)
@@ -223,9 +193,7 @@ fn parse(text: &str) -> Result<Url> {
     let url = Url::parse(text).map_err(|error| invalid(format!("is no URL: {error}")))?;
     match url.scheme() {
         "http" | "https" => Ok(url),
-        other => Err(invalid(format!(
-            "begins with {other}:, but must with http: or https:"
-        ))),
+        other => Err(invalid(format!("begins with {other}:, but must with http: or https:"))),
     }
 }
 
@@ -241,10 +209,7 @@ fn shown(url: &Url) -> String {
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
     let invalid = |what: &str| {
-        Error::new(
-            Kind::Invalid,
-            format!("header {name:?}: its {what} has a forbidden character"),
-        )
+        Error::new(Kind::Invalid, format!("header {name:?}: its {what} has a forbidden character"))
     };
     let parsed = name.parse::<HeaderName>().map_err(|_| invalid("name"))?;
     let mut value = value.parse::<HeaderValue>().map_err(|_| invalid("value"))?;
@@ -254,10 +219,7 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
 
 fn authorities(path: &PathBuf) -> Result<Vec<Certificate>> {
     let invalid = |problem: String| {
-        Error::new(
-            Kind::Invalid,
-            format!("CA file {}: {problem}", path.display()),
-        )
+        Error::new(Kind::Invalid, format!("CA file {}: {problem}", path.display()))
     };
     let pem = fs::read(path).map_err(|error| invalid(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| invalid(cause(&error)))?;
@@ -270,10 +232,7 @@ fn authorities(path: &PathBuf) -> Result<Vec<Certificate>> {
 /// Reads and drops a body, as long as it is not too large.
 async fn read_whole(mut response: Response) -> Result<(), String> {
     let too_large = || format!("the body is larger than {} KiB", MOST_BYTES >> 10);
-    if response
-        .content_length()
-        .is_some_and(|length| length > MOST_BYTES as u64)
-    {
+    if response.content_length().is_some_and(|length| length > MOST_BYTES as u64) {
         return Err(too_large());
     }
     let mut read = 0;

@@ -31,10 +31,7 @@ impl FromStr for Statuses {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        text.split(',')
-            .map(range)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        text.split(',').map(range).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -48,11 +45,7 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, Invalid> {
 }
 
 fn code(text: &str) -> Result<u16, Invalid> {
-    let code = text
-        .trim()
-        .parse()
-        .ok()
-        .filter(|code| (100..=599).contains(code));
+    let code = text.trim().parse().ok().filter(|code| (100..=599).contains(code));
     code.ok_or_else(|| Invalid::new("HTTP status", text, "must be a number from 100 to 599"))
 }
 

@@ -24,20 +24,14 @@ impl Tcp {
     /// When the target has no host or no port. A host that is not known is what a probe finds out.
     pub fn new(target: &str, timeout: Duration, clock: Arc<dyn Clock>) -> Result<Self, Invalid> {
         let invalid = |problem| Invalid::new("address", target, problem);
-        let (host, port) = target
-            .rsplit_once(':')
-            .ok_or_else(|| invalid("must be host:port"))?;
+        let (host, port) = target.rsplit_once(':').ok_or_else(|| invalid("must be host:port"))?;
         if !port.parse::<u16>().is_ok_and(|port| port != 0) {
             return Err(invalid("the port must be a number from 1 to 65535"));
         }
         if host.is_empty() || (host.contains(':') && !host.starts_with('[')) {
             return Err(invalid("must be host:port, an IPv6 address in brackets"));
         }
-        Ok(Self {
-            target: target.into(),
-            timeout,
-            clock,
-        })
+        Ok(Self { target: target.into(), timeout, clock })
     }
 
     async fn connect(&self) -> io::Result<()> {
@@ -61,11 +55,7 @@ impl Tcp {
 #[async_trait]
 impl Probe for Tcp {
     async fn check(&self) -> Verdict {
-        let Self {
-            target,
-            timeout: limit,
-            clock,
-        } = self;
+        let Self { target, timeout: limit, clock } = self;
         match timeout(&**clock, *limit, self.connect()).await {
             Ok(Ok(())) => Verdict::Pass(format!("tcp {target}: connected")),
             Ok(Err(error)) => Verdict::Fail(format!("tcp {target}: {error}")),
