@@ -27,7 +27,5 @@ bench: ## Measure speed and memory, and hold them against the budgets in benches
 fmt: ## Format the code
 	cargo fmt --all
 
-setup: ## Install what demo, test and bench need, and nothing else
-	@scripts/setup demo
+setup: ## Install what demo and test need, and nothing else
 	@scripts/setup test
-	@scripts/setup bench
