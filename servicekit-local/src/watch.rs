@@ -1,0 +1,245 @@
+//! Noticing what other processes write: one poller for all who watch through one handle, and none while nobody does.
+//!
+//! SQLite tells nobody that it was written to, but `PRAGMA data_version` answers from shared memory whether it was. Only
+//! when it was, the last changes of the groups that are watched are looked up, and only whoever watches a group that was
+//! changed reads it again. Beats and renewals change no group.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{future::select, stream::BoxStream};
+use rusqlite::Connection;
+use servicekit_core::{
+    Result,
+    store::{Change, Group, Record, Shows, follow},
+};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    connect::connect,
+    error::{Fault, Phase},
+    records,
+    store::{Local, off_thread, on},
+};
+
+/// How often the poller asks.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long to leave a file alone that cannot be read.
+const RECOVERY: Duration = Duration::from_secs(1);
+
+/// Follows one group; see [`Store::watch`](servicekit_core::store::Store::watch).
+pub(crate) fn follow_group(local: &Local, group: &Group) -> BoxStream<'static, Result<Change>> {
+    let watching = Arc::new(Watching::begin(local, group));
+    let read = {
+        let watching = watching.clone();
+        move || {
+            let watching = watching.clone();
+            async move { watching.read().await }
+        }
+    };
+    let wake = move |soonest| {
+        let watching = watching.clone();
+        async move { watching.changed(soonest).await }
+    };
+    follow(Shows::Puts, read, wake)
+}
+
+/// Who watches what through one handle.
+#[derive(Default)]
+pub(crate) struct Hub {
+    state: Mutex<State>,
+    kick: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Per group its last change, or `None` when that could not be told.
+    groups: BTreeMap<Group, watch::Sender<Option<i64>>>,
+    is_polled: bool,
+}
+
+impl Hub {
+    /// Makes the poller ask now: this process has written, or watches no longer.
+    pub(crate) fn look(&self) {
+        self.kick.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The groups that somebody watches. When nobody does, the poller must end.
+    fn watched(&self) -> Option<Vec<Group>> {
+        let mut state = self.state();
+        state.groups.retain(|_, news| news.receiver_count() > 0);
+        state.is_polled = !state.groups.is_empty();
+        state.is_polled.then(|| state.groups.keys().cloned().collect())
+    }
+
+    fn tell(&self, group: &Group, change: Option<i64>) {
+        if let Some(news) = self.state().groups.get(group) {
+            news.send_if_modified(|last| std::mem::replace(last, change) != change);
+        }
+    }
+}
+
+/// One who watches a group.
+struct Watching {
+    local: Local,
+    group: Group,
+    news: watch::Receiver<Option<i64>>,
+    /// The group's last change when it was read; `None` when that failed.
+    seen: Mutex<Option<i64>>,
+}
+
+impl Watching {
+    fn begin(local: &Local, group: &Group) -> Self {
+        let mut state = local.0.hub.state();
+        let news = state.groups.entry(group.clone()).or_insert_with(|| watch::Sender::new(Some(0)));
+        let news = news.subscribe();
+        drop(state);
+        Self { local: local.clone(), group: group.clone(), news, seen: Mutex::default() }
+    }
+
+    async fn read(&self) -> Result<Vec<Record>> {
+        self.keep_polled();
+        *self.seen() = None;
+        let group = self.group.clone();
+        let read = self.local.read(move |view| view.group(&group)).await;
+        let (change, records) = read.map_err(on("watch", &self.group))?;
+        *self.seen() = Some(change);
+        Ok(records)
+    }
+
+    /// Returns when the group has changed since it was read, or its first record has ended.
+    async fn changed(&self, soonest: Option<Duration>) {
+        let clock = &*self.local.0.env.clock;
+        let Some(seen) = *self.seen() else {
+            return clock.sleep(RECOVERY).await;
+        };
+        let mut news = self.news.clone();
+        let changed = async {
+            let newer = news.wait_for(|change| change.is_none_or(|change| change > seen)).await;
+            let is_told = newer.is_ok_and(|change| change.is_some());
+            if !is_told {
+                clock.sleep(RECOVERY).await;
+            }
+        };
+        match soonest {
+            Some(left) => {
+                let ended = clock.sleep_until(clock.now() + left);
+                drop(select(std::pin::pin!(changed), ended).await);
+            }
+            None => changed.await,
+        }
+    }
+
+    fn keep_polled(&self) {
+        let mut state = self.local.0.hub.state();
+        if !std::mem::replace(&mut state.is_polled, true) {
+            tokio::spawn(poll(self.local.clone()));
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<i64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.local.0.hub.look();
+    }
+}
+
+/// Asks until nobody watches any longer.
+async fn poll(local: Local) {
+    let _end = Ending(local.clone());
+    let hub = &local.0.hub;
+    let mut eye = None;
+    while let Some(groups) = hub.watched() {
+        let mut pause = INTERVAL;
+        match look(&local, &mut eye, &groups).await {
+            Ok(changes) => {
+                changes.iter().for_each(|(group, change)| hub.tell(group, Some(*change)))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot see whether the file has changed");
+                groups.iter().for_each(|group| hub.tell(group, None));
+                (eye, pause) = (None, RECOVERY);
+            }
+        }
+        let kicked = std::pin::pin!(hub.kick.notified());
+        select(kicked, local.0.env.clock.sleep(pause)).await;
+    }
+}
+
+/// A runtime that is shut down ends its tasks anywhere; the next one to watch must find that nobody polls.
+struct Ending(Local);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.0.hub.state().is_polled = false;
+    }
+}
+
+/// The poller's own connection, and what it was told last.
+struct Eye {
+    conn: Connection,
+    version: Option<i64>,
+    groups: Vec<Group>,
+}
+
+/// The last change of each group, if the file was written to since the last look.
+async fn look(local: &Local, eye: &mut Option<Eye>, groups: &[Group]) -> Result<Vec<(Group, i64)>> {
+    local.0.place.check()?;
+    let path = &local.0.place.path;
+    let explain = |fault: Fault| fault.explain(Phase::Before, path);
+    let mut open = match eye.take() {
+        Some(eye) => eye,
+        None => {
+            let path = path.clone();
+            off_thread(move || {
+                let conn = connect(&path)
+                    .map_err(|error| Fault::Sqlite(error).explain(Phase::Before, &path))?;
+                Ok(Eye { conn, version: None, groups: Vec::new() })
+            })
+            .await?
+        }
+    };
+    // On this thread: it reads shared memory, in a few microseconds; handing it over would cost more than asking.
+    let version = data_version(&open.conn).map_err(|error| explain(error.into()))?;
+    if open.version == Some(version) && open.groups == groups {
+        *eye = Some(open);
+        return Ok(Vec::new());
+    }
+    open.groups = groups.to_vec();
+    open.version = Some(version);
+    let path = path.clone();
+    let looked = off_thread(move || {
+        let changes = open.groups.iter().map(|group| {
+            let change = records::changed(&open.conn, group);
+            Ok((group.clone(), change.map_err(|fault| fault.explain(Phase::Before, &path))?))
+        });
+        let changes = changes.collect::<Result<Vec<_>>>()?;
+        Ok((open, changes))
+    });
+    let (looked, changes) = looked.await?;
+    *eye = Some(looked);
+    Ok(changes)
+}
+
+fn data_version(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
