@@ -1,0 +1,214 @@
+//! A command that runs for as long as its lease can be kept.
+
+use std::{ffi::OsString, io};
+
+use futures_util::{FutureExt as _, future::FusedFuture as _};
+use servicekit::{
+    Backend, Instant,
+    lease::{Granted, Guard, Held, Loss, Ticket},
+};
+
+use super::{AcquireLease, Healthy, obtain::within_reason};
+use crate::{
+    child::{self, Ending, LeaseFile, StartError, Supervisor},
+    context::Context,
+    exit::Exit,
+    report::{Failure, chain, say},
+    signals::Signals,
+};
+
+/// Runs the command, and gives the lease back when it has ended.
+pub(super) async fn run(
+    args: AcquireLease,
+    backend: Backend,
+    ticket: Ticket,
+    granted: Granted,
+    healthy: Option<Healthy>,
+    context: &Context,
+    signals: &mut Signals,
+) -> Result<Exit, Failure> {
+    let lease_ends = granted.counted_from + args.lease_timeout;
+    let guard = Guard::keep(backend.leases, ticket, granted, args.ttl, context.env.clone());
+    let started = start(&args, &guard, context).await;
+    let (supervisor, file) = match started {
+        Ok(started) => started,
+        Err(why) => {
+            within_reason(context, guard.release()).await;
+            return Ok(why.exit());
+        }
+    };
+    let label = args.label.to_string();
+    let mut work = Work { label, supervisor, lease: Some((guard, file)), context };
+    let ending = work.run(health(healthy, lease_ends, context), signals).await;
+    work.give_back().await;
+    Ok(match ending {
+        Ending::Exited(status) => Exit::child(status),
+        Ending::Stopped => Exit::LEASE_LOST,
+        Ending::GuardDied => {
+            say("the process that guards the command was killed, so the command was stopped");
+            Exit::FAILED
+        }
+    })
+}
+
+/// Why the command does not run.
+#[derive(Debug)]
+enum NotStarted {
+    File(io::Error),
+    Lost,
+    Command(StartError),
+}
+
+async fn start(
+    args: &AcquireLease,
+    guard: &Guard,
+    context: &Context,
+) -> Result<(Supervisor, LeaseFile), NotStarted> {
+    let env = &context.env;
+    let deadline = guard.deadline().ok_or(NotStarted::Lost)?;
+    let file = LeaseFile::create(env, &args.label, guard.token(), deadline);
+    let file = file.map_err(NotStarted::File)?;
+    let variables: [(&str, OsString); 3] = [
+        ("SERVICEKIT_LEASE_TOKEN", guard.token().to_string().into()),
+        ("SERVICEKIT_LEASE_LABEL", args.label.as_str().into()),
+        ("SERVICEKIT_LEASE_FILE", file.path().into()),
+    ];
+    let options = child::Options {
+        command: args.command.clone(),
+        env: variables.map(|(name, value)| (name.into(), value)).into(),
+        deadline,
+        kill_after: args.kill_after,
+        cgroup: true,
+    };
+    let supervisor = Supervisor::start(env.clock.clone(), options).await;
+    Ok((supervisor.map_err(NotStarted::Command)?, file))
+}
+
+impl NotStarted {
+    /// Says why, and returns the status for it.
+    fn exit(self) -> Exit {
+        match self {
+            Self::File(error) => {
+                say(format_args!("cannot write the lease file: {error}"));
+                Exit::FAILED
+            }
+            Self::Lost => {
+                say("the lease was lost before the command was started");
+                Exit::LEASE_LOST
+            }
+            Self::Command(error) => {
+                say(chain(&error));
+                match error {
+                    StartError::NotFound(..) => Exit::NOT_FOUND,
+                    StartError::CannotExecute(..) => Exit::CANNOT_EXECUTE,
+                    _ => Exit::FAILED,
+                }
+            }
+        }
+    }
+}
+
+/// A command at work.
+struct Work<'a> {
+    label: String,
+    supervisor: Supervisor,
+    /// `None` once it was given back.
+    lease: Option<(Guard, LeaseFile)>,
+    context: &'a Context,
+}
+
+/// What happens while the command runs.
+enum Event {
+    Ended(Ending),
+    Held(Held),
+    Told(i32),
+    Healthy,
+    /// Not healthy in time; what the last probe said.
+    TooLate(String),
+}
+
+impl Work<'_> {
+    async fn run(&mut self, health: impl Future<Output = Event>, signals: &mut Signals) -> Ending {
+        let mut health = std::pin::pin!(health.fuse());
+        let mut held = self.lease.as_ref().map(|(guard, _)| guard.follow());
+        loop {
+            let event = tokio::select! {
+                ending = self.supervisor.ended() => Event::Ended(ending),
+                now = change(&mut held) => Event::Held(now),
+                signal = signals.next() => Event::Told(signal.number()),
+                event = &mut health, if held.is_some() && !health.is_terminated() => event,
+            };
+            match event {
+                Event::Ended(ending) => return ending,
+                Event::Held(Held::Until(deadline)) => self.renewed(deadline),
+                Event::Held(Held::Lost(loss)) => {
+                    held = None;
+                    self.lost(loss);
+                }
+                // Also passed on when everything is being stopped already: it then changes nothing.
+                Event::Told(signal) => self.supervisor.signal(signal),
+                Event::Healthy => {
+                    held = None;
+                    // In this order: the command must not be stopped for a lease that it no longer needs.
+                    self.supervisor.disarm();
+                    self.give_back().await;
+                    say(format_args!(
+                        "healthy: {} was given back, and the command runs on",
+                        self.label
+                    ));
+                }
+                Event::TooLate(why) => {
+                    say(format_args!(
+                        "not healthy within --lease-timeout, stopping the command: {why}"
+                    ));
+                    self.supervisor.stop();
+                }
+            }
+        }
+    }
+
+    fn renewed(&mut self, deadline: Instant) {
+        self.supervisor.arm(deadline);
+        let Some((_, file)) = &self.lease else { return };
+        if let Err(error) = file.renewed(deadline) {
+            say(format_args!(
+                "cannot rewrite the lease file, which now shows too early an end: {error}"
+            ));
+        }
+    }
+
+    fn lost(&mut self, loss: Loss) {
+        let why = match loss {
+            Loss::Unrenewed => "it could not be renewed in time",
+            _ => "it has ended or was evicted",
+        };
+        say(format_args!("lost {}: {why}; stopping the command", self.label));
+        self.supervisor.stop();
+    }
+
+    async fn give_back(&mut self) {
+        if let Some((guard, _file)) = self.lease.take() {
+            within_reason(self.context, guard.release()).await;
+        }
+    }
+}
+
+/// The next change of the deadline, or the loss.
+async fn change(held: &mut Option<tokio::sync::watch::Receiver<Held>>) -> Held {
+    match held {
+        Some(held) => match held.changed().await {
+            Ok(()) => *held.borrow_and_update(),
+            Err(_) => Held::Lost(Loss::Ended),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when the service is well or the time is over; never when nothing is waited for.
+async fn health(healthy: Option<Healthy>, deadline: Instant, context: &Context) -> Event {
+    let Some(healthy) = healthy else { return std::future::pending().await };
+    match context.until(deadline, healthy.wait()).await {
+        Some(()) => Event::Healthy,
+        None => Event::TooLate(healthy.last()),
+    }
+}

@@ -1,0 +1,47 @@
+//! `servicekit evict-lease`: ends somebody else's grant.
+
+use servicekit::{Label, lease::Token};
+
+use crate::{
+    context::Context,
+    exit::Exit,
+    report::{Failure, say},
+};
+
+/// End a grant of a lease
+///
+/// The holder is told, stops its work, and gives the lease back; if it does not answer, the lease is free one ttl later.
+/// An unattended lease is free at once. Ends with 1 when no grant has this token.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  servicekit evict-lease --label web --token 1763683200123
+  servicekit evict-lease --label web --token 1763683200123 --force")]
+pub(crate) struct EvictLease {
+    /// The lease
+    #[arg(long)]
+    label: Label,
+    /// The token of the grant; `servicekit leases` shows it
+    #[arg(long, value_name = "N")]
+    token: u64,
+    /// Free it at once: the next holder may begin before this one has stopped
+    #[arg(long)]
+    force: bool,
+}
+
+impl EvictLease {
+    pub(crate) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        let Self { label, token, force } = self;
+        let provider = context.connect().await?.leases;
+        provider.evict(&label, Token(token), force).await?;
+        if force {
+            say(format_args!(
+                "warning: {label} is free now; whoever held token {token} may still work, and overlap with the next"
+            ));
+        } else {
+            say(format_args!(
+                "evicted token {token}; {label} is free when its holder has stopped, or one ttl from now"
+            ));
+        }
+        Ok(Exit::DONE)
+    }
+}

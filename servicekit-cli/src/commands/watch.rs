@@ -1,0 +1,129 @@
+//! `servicekit watch`: keeps services registered, and tells whether they are well.
+
+mod config;
+mod monitored;
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use servicekit::agent::{Agent, Options, Outcome, Report, Service, probe::Clients};
+
+use self::monitored::Monitored;
+use crate::{
+    args,
+    context::{Context, Outage, unless_told},
+    exit::Exit,
+    report::{Failure, say},
+    signals::Signals,
+};
+
+/// Probe a service, and keep it registered until told to stop
+///
+/// Every change of state is a line on stderr. On SIGTERM and SIGINT the instance is deregistered at once. An unattended lease
+/// of the same label and service id is released as soon as the service is well. Ends with 5 when another process has taken
+/// the service id over.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  servicekit watch --label web --monitor-url http://127.0.0.1:8080/health
+  servicekit watch --label db --monitor-tcp 10.0.0.1:5432 --service-info role=primary
+  servicekit watch --label queue --monitor-exec 'rabbitmqctl status' --address 10.0.0.1:5672 --timeout 5s --detect-within 30s
+  servicekit watch --config /etc/servicekit/watch.toml
+
+A configuration file has a [[service]] for each service; its keys are the flags above:
+  detect-within = \"15s\"
+  [[service]]
+  label = \"web\"
+  monitor-url = \"http://127.0.0.1:8080/health\"
+  interval = \"2s\"
+  service-info = { version = \"1.2\" }")]
+pub(crate) struct Watch {
+    /// Watch all services of this TOML file, in one process
+    #[arg(long, value_name = "FILE", conflicts_with = "Monitored")]
+    config: Option<PathBuf>,
+    /// Within this long readers no longer see an instance as up after its process, its watcher or its host died
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = args::positive)]
+    detect_within: Duration,
+    #[command(flatten)]
+    service: Monitored,
+}
+
+/// What is to be watched, and how fast.
+struct Plan {
+    detect_within: Duration,
+    services: Vec<Service>,
+}
+
+/// A session must end so much earlier than its readers are to see it, for what lies between.
+const SESSION_SHARE: f64 = 0.8;
+
+impl Watch {
+    pub(crate) async fn run(
+        self,
+        context: &Context,
+        signals: &mut Signals,
+    ) -> Result<Exit, Failure> {
+        let Plan { detect_within, services } = self.plan(context)?;
+        let Ok(backend) = unless_told(signals, context.connect_by(None)).await else {
+            return Ok(Exit::DONE);
+        };
+        let backend = backend?;
+        let ttl = detect_within.mul_f64(SESSION_SHARE);
+        let least = backend.registry.capabilities().min_ttl;
+        if ttl < least {
+            let least = least.div_f64(SESSION_SHARE);
+            return Err(Failure::Usage(format!(
+                "--detect-within {detect_within:?} is below the {least:?} that this store can keep"
+            )));
+        }
+        let options = Options { node: args::hostname(), ttl };
+        let agent = Agent::new(backend.registry, backend.leases, context.env.clone(), options);
+        let stop = async {
+            signals.next().await;
+        };
+        let mut outage = Outage::default();
+        Ok(match agent.run(services, stop, |report| tell(report, &mut outage)).await {
+            Outcome::Stopped => Exit::DONE,
+            Outcome::Superseded => Exit::SUPERSEDED,
+        })
+    }
+
+    fn plan(self, context: &Context) -> Result<Plan, Failure> {
+        let Self { config, detect_within, service } = self;
+        let mut clients = Clients::default();
+        let plan = match config {
+            Some(file) => config::read(&file, detect_within, &mut clients, context)?,
+            None => {
+                let services = vec![service.service(detect_within, &mut clients, context)?];
+                Plan { detect_within, services }
+            }
+        };
+        let mut seen = BTreeSet::new();
+        for Service { label, service_id, .. } in &plan.services {
+            if !seen.insert((label, service_id)) {
+                return Err(Failure::Usage(format!("{label} {service_id} is there twice")));
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn tell(report: Report, outage: &mut Outage) {
+    match report {
+        Report::Changed { label, service_id, from, to, reason } => {
+            say(format_args!("{label} {service_id}: {from} -> {to}: {reason}"));
+        }
+        Report::StoreAway(error) => outage.away(&error),
+        Report::StoreBack => outage.back(),
+        Report::SessionLost => say("the session had ended; registering again"),
+        Report::Superseded { label, service_id } => {
+            say(format_args!(
+                "{label} {service_id}: superseded, another process has taken it over"
+            ));
+        }
+        Report::LeaseReleased { label, service_id, token } => {
+            say(format_args!(
+                "{label} {service_id}: healthy, released the lease {label}, token {token}"
+            ));
+        }
+        _ => {}
+    }
+}

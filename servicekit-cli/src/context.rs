@@ -1,0 +1,165 @@
+//! What every command is given: the store, the time, and the requests to end.
+
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use servicekit::{
+    Backend, Connector, Env, Error, Instant, Kind, Namespace,
+    clock::timeout,
+    connect::{Address, Options},
+    store::Limits,
+};
+
+use crate::{
+    args,
+    report::{Failure, chain, say},
+    signals::{Signal, Signals},
+};
+
+/// The flags that every command takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// The store: local:, local:/path/file.db, memory:
+    // Not parsed by clap, whose errors would show a password.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "SERVICEKIT_BACKEND",
+        default_value = "local:",
+        hide_env_values = true,
+        help_heading = "Store"
+    )]
+    backend: String,
+    /// Keeps environments apart in one store
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "SERVICEKIT_NAMESPACE",
+        default_value = "default",
+        help_heading = "Store"
+    )]
+    namespace: Namespace,
+    /// How long a command that only asks tries to reach the store
+    #[arg(
+        long, global = true, value_name = "DURATION", env = "SERVICEKIT_STORE_TIMEOUT", default_value = "10s",
+        value_parser = args::positive, help_heading = "Store"
+    )]
+    store_timeout: Duration,
+}
+
+/// What every command is given.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) env: Env,
+    pub(crate) connector: Connector,
+    address: Address,
+    namespace: Namespace,
+    store_timeout: Duration,
+}
+
+/// The pause after a store could not be reached.
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Context {
+    pub(crate) fn new(connector: Connector, global: Global) -> Result<Self, Failure> {
+        let Global { backend, namespace, store_timeout } = global;
+        let address = backend
+            .parse::<Address>()
+            .map_err(|error| Failure::Usage(format!("--backend (SERVICEKIT_BACKEND): {error}")))?;
+        Ok(Self { env: Env::system(), connector, address, namespace, store_timeout })
+    }
+
+    /// The address of the store; its `Display` has no password.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Connects to the store.
+    pub(crate) async fn connect(&self) -> Result<Backend, Failure> {
+        let options = Options {
+            namespace: self.namespace.clone(),
+            env: self.env.clone(),
+            limits: self.limits(),
+        };
+        self.ask(async { Ok(self.connector.connect(&self.address, options).await?) }).await
+    }
+
+    /// Connects to the store, also when it is away at first, until the deadline if there is one.
+    pub(crate) async fn connect_by(&self, deadline: Option<Instant>) -> Result<Backend, Failure> {
+        let mut outage = Outage::default();
+        loop {
+            let error = match self.connect().await {
+                Err(Failure::Store(error)) if error.is_transient() => error,
+                answer => {
+                    outage.back();
+                    return answer;
+                }
+            };
+            if deadline.is_some_and(|deadline| self.env.clock.now() + PAUSE >= deadline) {
+                return Err(error.into());
+            }
+            outage.away(&error);
+            self.env.clock.sleep(self.env.random.jitter(PAUSE, 0.5)).await;
+        }
+    }
+
+    /// Runs a command that only asks: it ends when it is told to, or when the store took too long.
+    pub(crate) async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, Failure>> + Send,
+    ) -> Result<T, Failure> {
+        timeout(&*self.env.clock, self.store_timeout, question).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {:?} (--store-timeout)", self.store_timeout);
+            Err(Error::new(Kind::Timeout, message).into())
+        })
+    }
+
+    /// Runs something until `deadline`; `None` when that came first.
+    pub(crate) async fn until<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = T> + Send,
+    ) -> Option<T> {
+        match select(std::pin::pin!(work), self.env.clock.sleep_until(deadline)).await {
+            Either::Left((output, _)) => Some(output),
+            Either::Right(((), _)) => None,
+        }
+    }
+
+    /// The limits of one operation, so that it fails with its own message before the whole command does.
+    fn limits(&self) -> Limits {
+        let attempt = (self.store_timeout / 3).min(Limits::default().attempt);
+        Limits { attempt, total: self.store_timeout.saturating_sub(attempt).mul_f64(0.9) }
+    }
+}
+
+/// Runs something until it ends or a request to end comes.
+pub(crate) async fn unless_told<T>(
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+) -> Result<T, Signal> {
+    match select(std::pin::pin!(work), std::pin::pin!(signals.next())).await {
+        Either::Left((output, _)) => Ok(output),
+        Either::Right((signal, _)) => Err(signal),
+    }
+}
+
+/// Whether the store is away, said once.
+#[derive(Debug, Default)]
+pub(crate) struct Outage(bool);
+
+impl Outage {
+    pub(crate) fn away(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.0, true) {
+            say(format_args!("the store is away, trying on: {}", chain(error)));
+        }
+    }
+
+    pub(crate) fn back(&mut self) {
+        if std::mem::replace(&mut self.0, false) {
+            say("the store is back");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! An array of objects, one for each instance.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use servicekit::{Instance, Label, ServiceId, State, Timestamp};
+
+use crate::{output, report::Failure};
+
+#[derive(Serialize)]
+struct Host<'a> {
+    label: &'a Label,
+    service_id: &'a ServiceId,
+    host: &'a str,
+    port: Option<u16>,
+    state: State,
+    reason: &'a str,
+    since: Timestamp,
+    weight: u32,
+    zone: Option<&'a str>,
+    info: &'a BTreeMap<String, String>,
+}
+
+pub(super) fn render(instances: &[Instance]) -> Result<String, Failure> {
+    let hosts = instances.iter().map(|instance| Host {
+        label: &instance.label,
+        service_id: &instance.service_id,
+        host: &instance.host,
+        port: instance.port,
+        state: instance.state,
+        reason: &instance.reason,
+        since: instance.since,
+        weight: instance.weight,
+        zone: instance.zone.as_deref(),
+        info: &instance.info,
+    });
+    output::json(&hosts.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::instances;
+
+    #[test]
+    fn every_key_is_always_there() {
+        let json = super::render(&instances(&[("10.0.0.2", None)])).unwrap();
+        assert_eq!(
+            json,
+            "[{\"label\":\"web\",\"service_id\":\"web-0\",\"host\":\"10.0.0.2\",\"port\":null,\"state\":\"up\",\
+             \"reason\":\"200 (rise 1)\",\"since\":\"2025-11-21T00:00:00Z\",\"weight\":100,\"zone\":null,\"info\":{}}]\n"
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Why a command did not do what it was asked, for people: one line on stderr that says what, where, and what to try.
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    io::{self, Write as _},
+};
+
+use servicekit::{Error, Kind};
+
+use crate::{exit::Exit, signals::Signal};
+
+/// Why a command ends without an answer, or with no.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The answer is no; why.
+    No(String),
+    /// The command line makes no sense; what and where.
+    Usage(String),
+    /// The store could not be reached, or refused.
+    Store(Error),
+    /// Another process has taken over this service id.
+    Superseded(String),
+    /// A signal came before there was an answer.
+    Interrupted(Signal),
+    /// Nobody takes the answer.
+    Stdout(io::Error),
+    /// What the command needs of this host is not there.
+    Host(String),
+}
+
+impl Failure {
+    /// The status for this; a command that runs a child keeps the low ones for the child.
+    pub(crate) fn exit(&self, with_child: bool) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::USAGE,
+            Self::Interrupted(signal) => Exit::signal(signal.number()),
+            // Who has read enough is no failure.
+            Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::DONE,
+            Self::No(_) if with_child => Exit::TIMED_OUT,
+            _ if with_child => Exit::FAILED,
+            Self::No(_) | Self::Stdout(_) | Self::Host(_) => Exit::NO,
+            Self::Store(_) => Exit::STORE,
+            Self::Superseded(_) => Exit::SUPERSEDED,
+        }
+    }
+
+    /// What to tell people, if anything. `store` is the address that the command was given, without password.
+    pub(crate) fn message(&self, store: &str) -> Option<String> {
+        match self {
+            Self::No(why) | Self::Usage(why) | Self::Superseded(why) | Self::Host(why) => {
+                Some(why.clone())
+            }
+            Self::Store(error) => {
+                Some(format!("store {store}: {}; {}", chain(error), remedy(error)))
+            }
+            Self::Interrupted(_) => None,
+            Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
+            Self::Stdout(error) => Some(format!("cannot write to stdout: {error}")),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            Kind::Invalid => Self::Usage(chain(&error)),
+            Kind::NotFound => Self::No(chain(&error)),
+            Kind::Superseded => Self::Superseded(chain(&error)),
+            _ => Self::Store(error),
+        }
+    }
+}
+
+/// An error and its causes on one line, each once: many repeat their source.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn remedy(error: &Error) -> &'static str {
+    match error.kind() {
+        Kind::Denied => "check who may use it, then try `servicekit doctor`",
+        Kind::Unsupported => "use another store, see `servicekit doctor`",
+        Kind::Timeout | Kind::Throttled | Kind::Unavailable => {
+            "check that it is there and try again, or `servicekit doctor`"
+        }
+        _ => "try `servicekit doctor`",
+    }
+}
+
+/// Says something to people, on one line of stderr. If nobody listens, that is all right.
+pub(crate) fn say(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "servicekit: {}", one_line(&text.to_string()));
+}
+
+/// Text from elsewhere, on one line and without what a terminal would act upon.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let io = io::Error::other("no such device");
+        let error = Error::new(Kind::Unavailable, "cannot open: no such device").because(io);
+        assert_eq!(chain(&error), "cannot open: no such device");
+        let error = Error::new(Kind::Unavailable, "cannot open").because(error).on("local");
+        assert_eq!(chain(&error), "local: cannot open: cannot open: no such device");
+    }
+
+    #[test]
+    fn a_child_keeps_the_low_statuses_for_itself() {
+        let away = || Failure::from(Error::new(Kind::Unavailable, "away"));
+        assert_eq!((away().exit(false), away().exit(true)), (Exit::STORE, Exit::FAILED));
+        let no = Failure::No("not granted".into());
+        assert_eq!((no.exit(false), no.exit(true)), (Exit::NO, Exit::TIMED_OUT));
+        let wrong = Failure::from(Error::new(Kind::Invalid, "wrong"));
+        assert_eq!((wrong.exit(false), wrong.exit(true)), (Exit::USAGE, Exit::USAGE));
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_a_terminal() {
+        assert_eq!(one_line("a\nb\x1b[31mc"), "a b\u{fffd}[31mc");
+    }
+}
