@@ -1,1 +1,12 @@
-//! Placeholder while the crate is being written.
+//! Proves that a store keeps the promises of servicekit: one suite, with faults injected, under simulated time.
+//!
+//! - [`suite`]: every promise of the store, the registry, the leases and the certificates, as a named case. [`suite::main`]
+//!   is all that a store's author needs.
+//! - [`fault`]: a store that fails as real ones do, repeatably from a seed, and one that counts requests.
+//! - [`sim`]: a runtime whose time passes as fast as it can, with clocks that jump.
+//! - [`history`]: what happened to a lease, and whether that may have happened.
+
+pub mod fault;
+pub mod history;
+pub mod sim;
+pub mod suite;

@@ -1,0 +1,103 @@
+use std::time::Duration;
+
+use futures_util::future::{join_all, select};
+
+use super::contender::contender;
+use crate::{
+    fault::Counts,
+    suite::{case::cases, world::World},
+};
+
+cases! { "leases";
+    a_join_and_its_grant_take_four_requests [NoFaults, Linearizable],
+    a_renewal_is_one_request [NoFaults, Linearizable],
+    a_freed_slot_wakes_one_waiter_however_many_wait [NoFaults, Linearizable],
+    waiters_send_nothing_while_others_hold [NoFaults, Linearizable],
+}
+
+async fn a_join_and_its_grant_take_four_requests(world: World) {
+    let one = contender(&world, "one");
+    for most in [4, 3, 3] {
+        let before = world.counting.counts();
+        let held = one.granted().await;
+        let counts = world.counting.counts() - before;
+        assert!(counts.sum() <= most, "{counts:?} for a join that is granted");
+        one.leave(&held.ticket).await;
+    }
+}
+
+async fn a_renewal_is_one_request(world: World) {
+    let one = contender(&world, "one");
+    let held = one.granted().await;
+    let before = world.counting.counts();
+    one.renew(&held.ticket).await;
+    assert_eq!(world.counting.counts() - before, Counts { touch: 1, ..Counts::default() });
+}
+
+async fn a_freed_slot_wakes_one_waiter_however_many_wait(world: World) {
+    let mut needed = Vec::new();
+    for many in [1, 12] {
+        let mut one = contender(&world, "one");
+        one.lease = crate::suite::world::label(&format!("lease-{many}"));
+        let held = one.granted().await;
+        let mut waiters = Vec::new();
+        for i in 0..many {
+            let mut waiter = contender(&world, &format!("w{i}"));
+            waiter.lease = one.lease.clone();
+            let ticket = waiter.waiting().await;
+            waiters.push((waiter, ticket));
+        }
+        let (first, others) = waiters.split_first().expect("there is a first");
+        let others = join_all(others.iter().map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))));
+        let handing_over = async {
+            // Everybody follows before the slot is freed.
+            world.pass(Duration::from_millis(200)).await;
+            let before = world.counting.counts();
+            let ((), granted) = futures_util::join!(
+                async {
+                    world.pass(Duration::from_millis(200)).await;
+                    one.leave(&held.ticket).await;
+                },
+                first.0.wait(&first.1, Duration::ZERO)
+            );
+            world.pass(Duration::from_millis(200)).await;
+            drop(granted);
+            let counts = world.counting.counts() - before;
+            counts.sum() - counts.watch
+        };
+        let counts = match select(Box::pin(handing_over), others).await {
+            futures_util::future::Either::Left((counts, _)) => counts,
+            futures_util::future::Either::Right(_) => panic!("all the others were granted"),
+        };
+        needed.push(counts);
+    }
+    assert!(needed[0] <= 6, "{} requests for a hand-over", needed[0]);
+    assert!(needed[1] <= needed[0] + 1, "{} with more waiters, {} with one", needed[1], needed[0]);
+}
+
+async fn waiters_send_nothing_while_others_hold(world: World) {
+    let one = contender(&world, "one");
+    let held = one.granted().await;
+    let many = world.many(30, 8);
+    let mut waiters = Vec::new();
+    for i in 0..many {
+        let waiter = contender(&world, &format!("w{i}"));
+        let ticket = waiter.waiting().await;
+        waiters.push((waiter, ticket));
+    }
+    let waiting = join_all(waiters.iter().map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))));
+    let holding = async {
+        world.pass(Duration::from_millis(200)).await;
+        let before = world.counting.counts();
+        for _ in 0..8 {
+            one.keep(&held.ticket, world.ttl() / 3).await;
+        }
+        world.counting.counts() - before
+    };
+    let counts = match select(Box::pin(holding), waiting).await {
+        futures_util::future::Either::Left((counts, _)) => counts,
+        futures_util::future::Either::Right(_) => panic!("the waiters were granted"),
+    };
+    assert!(counts.touch <= 9, "{counts:?}");
+    assert_eq!(counts, Counts { touch: counts.touch, ..Counts::default() }, "waiters send something");
+}

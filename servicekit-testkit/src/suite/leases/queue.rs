@@ -1,0 +1,176 @@
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, future::join_all};
+use servicekit_core::lease::{Ending, Standing, TURN};
+
+use super::contender::contender;
+use crate::suite::{case::cases, world::World};
+
+cases! { "leases";
+    first_come_first_served [NoFaults, Linearizable],
+    a_waiter_sees_its_place [NoFaults, Linearizable],
+    a_waiter_that_left_is_passed_over [NoFaults, Linearizable],
+    a_waiter_that_is_not_there_is_passed_over_within_its_turn [NoFaults, Linearizable],
+    a_waiter_that_lapsed_is_gone [NoFaults, Linearizable, SimulatedTime],
+    waiting_goes_on_for_longer_than_any_ttl [NoFaults, Linearizable, SimulatedTime],
+    waiting_outlives_an_outage [NoFaults, Linearizable],
+    another_process_can_give_a_grant_back [NoFaults, Linearizable],
+    a_wait_that_is_followed_again_loses_nothing [NoFaults, Linearizable],
+}
+
+async fn first_come_first_served(world: World) {
+    let many = world.many(40, 10);
+    let names: Vec<_> = (0..many).map(|i| format!("w{i}")).collect();
+    let first = contender(&world, "first");
+    let held = first.granted().await;
+    let mut waiters = Vec::new();
+    for name in &names {
+        let waiter = contender(&world, name);
+        let ticket = waiter.waiting().await;
+        waiters.push((waiter, ticket));
+    }
+    let granted = waiters.iter().map(async |(waiter, ticket)| {
+        let held = waiter.wait(ticket, Duration::ZERO).await;
+        let standing = first.inspect().await;
+        assert_eq!(standing.grants.len(), 1);
+        waiter.leave(&held.ticket).await;
+        held.token()
+    });
+    let ((), tokens) = futures_util::join!(first.leave(&held.ticket), join_all(granted));
+    assert!(tokens.is_sorted(), "not in the order in which they came: {tokens:?}");
+    assert!(tokens[0] > held.token());
+}
+
+async fn a_waiter_sees_its_place(world: World) {
+    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let held = one.granted().await;
+    let (second, third) = (two.waiting().await, three.waiting().await);
+    let mut standings = three.leases.wait(&third);
+    let place = async |standings: &mut _, expected: usize| {
+        world
+            .next("its place", standings, |standing| match standing {
+                Standing::Waiting { ahead, holders } if ahead == expected => Some(holders),
+                _ => None,
+            })
+            .await
+    };
+    let holders = place(&mut standings, 1).await;
+    assert_eq!(holders[0].token, held.granted.token);
+    two.leave(&second).await;
+    place(&mut standings, 0).await;
+    one.leave(&held.ticket).await;
+    world.next("the grant", &mut standings, |standing| matches!(standing, Standing::Granted(_)).then_some(())).await;
+    assert!(standings.next().await.is_none(), "the stream ends with the grant");
+}
+
+async fn a_waiter_that_left_is_passed_over(world: World) {
+    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let held = one.granted().await;
+    let (second, third) = (two.waiting().await, three.waiting().await);
+    two.leave(&second).await;
+    one.leave(&held.ticket).await;
+    let began = world.now();
+    three.wait(&third, Duration::ZERO).await;
+    assert!(world.now().since(began) < TURN, "who left has no turn");
+    let mut standings = two.leases.wait(&second);
+    let standing = world.soon("the end of a wait that left", standings.next()).await;
+    assert_eq!(standing.expect("a standing").expect("no fault"), Standing::Gone);
+    assert!(standings.next().await.is_none());
+}
+
+async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World) {
+    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let held = one.granted().await;
+    let (second, third) = (two.waiting().await, three.waiting().await);
+    let leave = async {
+        world.pass(Duration::from_millis(500)).await;
+        one.leave(&held.ticket).await;
+        world.now()
+    };
+    let (left, granted) = futures_util::join!(leave, three.wait(&third, TURN));
+    let took = granted.known.since(left);
+    assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
+    assert!(took <= TURN + Duration::from_secs(3), "it took {took:?}");
+    assert_eq!(two.leases.standing(&second).await.expect("standing"), Standing::Gone);
+}
+
+/// Who asked to wait for a minute, and is not heard of any more, is gone after a while.
+async fn a_waiter_that_lapsed_is_gone(world: World) {
+    let (one, mut two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    two.request.wait = Some(Duration::from_secs(60));
+    let held = one.granted().await;
+    two.waiting().await;
+    let third = three.waiting().await;
+    let following = three.wait(&third, Duration::from_secs(3600));
+    let leaving = async {
+        one.keep(&held.ticket, Duration::from_secs(600)).await;
+        let waiting = one.inspect().await.waiting;
+        assert_eq!(waiting.iter().map(|waiter| waiter.holder.as_str()).collect::<Vec<_>>(), ["three"]);
+        one.leave(&held.ticket).await;
+        world.now()
+    };
+    let (granted, left) = futures_util::join!(following, leaving);
+    assert!(granted.known.since(left) <= TURN + Duration::from_secs(3));
+}
+
+async fn waiting_goes_on_for_longer_than_any_ttl(world: World) {
+    let (one, mut two) = (contender(&world, "one"), contender(&world, "two"));
+    let long = Duration::from_secs(4 * 3600);
+    two.request.wait = Some(long * 2);
+    let held = one.granted().await;
+    let second = two.waiting().await;
+    let leaving = async {
+        one.keep(&held.ticket, long).await;
+        one.leave(&held.ticket).await;
+        world.now()
+    };
+    let (granted, left) = futures_util::join!(two.wait(&second, long), leaving);
+    assert!(granted.known.since(left) < TURN, "it kept its place");
+}
+
+async fn waiting_outlives_an_outage(world: World) {
+    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let held = one.granted().await;
+    let second = two.waiting().await;
+    let outage = async {
+        world.pass(Duration::from_millis(200)).await;
+        world.faulty.away();
+        world.pass(world.ttl() * 2).await;
+        world.faulty.back();
+    };
+    // Nobody renewed meanwhile, so the grant of one is over.
+    let ((), granted) = futures_util::join!(outage, two.wait(&second, world.ttl() * 4));
+    assert!(granted.token() > held.token());
+    one.expect_lost(&held.ticket).await;
+}
+
+async fn another_process_can_give_a_grant_back(world: World) {
+    let (one, two, other) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "other"));
+    let held = one.granted().await;
+    let second = two.waiting().await;
+    let seen = other.inspect().await;
+    other.leave(&seen.grants[0].ticket).await;
+    one.expect_lost(&held.ticket).await;
+    let second = two.wait(&second, Duration::ZERO).await;
+    let seen = other.inspect().await;
+    assert_eq!(seen.past.last().map(|past| (past.token, past.how)), Some((held.granted.token, Ending::Left)));
+    other.leave(&held.ticket).await;
+    two.renew(&second.ticket).await;
+    let third = contender(&world, "three").waiting().await;
+    other.leave(&other.inspect().await.waiting[0].ticket).await;
+    assert_eq!(other.leases.standing(&third).await.expect("standing"), Standing::Gone);
+}
+
+async fn a_wait_that_is_followed_again_loses_nothing(world: World) {
+    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let held = one.granted().await;
+    let second = two.waiting().await;
+    for _ in 0..3 {
+        let mut standings = two.leases.wait(&second);
+        world.next("a standing", &mut standings, Some).await;
+    }
+    one.leave(&held.ticket).await;
+    let granted = two.wait(&second, Duration::ZERO).await;
+    let again = two.wait(&second, Duration::ZERO).await;
+    assert_eq!(again.granted.token, granted.granted.token, "a grant is told again");
+}
