@@ -1,6 +1,8 @@
 # Everything that a person types. The work is in scripts/, so that each part can also be run by itself.
 
 .DEFAULT_GOAL := help
+SEEDS ?= 1000
+
 .PHONY: help demo test soak bench fmt setup
 
 help: ## Show this list
@@ -16,9 +18,9 @@ test: ## Run all that CI runs: format, lints, licences, docs, tests, examples, d
 	@scripts/setup test
 	@scripts/test
 
-soak: ## Run the seeded tests with many more seeds: make soak SEEDS=1000
-	@scripts/setup build
-	@scripts/soak $(SEEDS)
+soak: ## Run all tests with many more seeds: make soak SEEDS=1000
+	@scripts/setup test
+	SERVICEKIT_SEEDS=$(SEEDS) cargo test --workspace --locked
 
 bench: ## Measure speed and memory, and hold them against the budgets in benches/README.md
 	@scripts/setup bench
