@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use servicekit_agent::probe::Exec;
 use servicekit_core::health::{Probe as _, Verdict};
-use support::{LONG, SHORT, clock};
+use support::{LONG, SHORT, When, clock};
 
 async fn check(command: &str, timeout: Duration) -> Verdict {
     Exec::new(command, timeout, clock()).check().await
@@ -47,14 +47,18 @@ async fn standard_input_is_empty() {
 #[tokio::test]
 async fn at_the_time_out_the_whole_group_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let (child, grandchild) = (folder.path().join("child"), folder.path().join("grandchild"));
+    let file = |name: &str| folder.path().join(name);
+    let (child, grandchild, ready) = (file("child"), file("grandchild"), file("ready"));
+    let deaf = "trap '' TERM INT HUP";
     let command = format!(
-        "trap '' TERM INT HUP; echo $$ > {}; sh -c \"trap '' TERM; sleep 1000\" & echo $! > {}; echo waiting; wait",
+        "{deaf}; echo $$ > {}; sh -c \"{deaf}; sleep 1000\" & echo $! > {}; touch {}; wait",
         child.display(),
-        grandchild.display()
+        grandchild.display(),
+        ready.display()
     );
-    let verdict = check(&command, Duration::from_secs(1)).await;
-    assert_eq!(verdict, Verdict::Fail("exec: not done within 1s, killed: waiting".into()));
+    let clock = Arc::new(When(move || ready.exists()));
+    let verdict = Exec::new(command, SHORT, clock).check().await;
+    assert_eq!(verdict, Verdict::Fail("exec: not done within 300ms, killed".into()));
     until_dead(&child).await;
     until_dead(&grandchild).await;
 }

@@ -18,7 +18,7 @@ use servicekit_core::{
     Kind,
     health::{Probe as _, Verdict},
 };
-use support::{LONG, SHORT, clock, hold, read_request, serve, serve_bytes, with_env};
+use support::{LONG, SHORT, When, clock, hold, read_request, serve, serve_bytes, with_env};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_rustls::{
     TlsAcceptor,
@@ -122,19 +122,6 @@ async fn a_listener_that_accepts_nobody_runs_into_the_time_out() {
     assert_fails(&verdict, "no answer within 300ms");
 }
 
-/// Sends the head, then one byte after the other for ever.
-async fn dripping(head: &'static str) -> String {
-    let address = serve(move |mut stream| async move {
-        read_request(&mut stream).await;
-        let _ = stream.write_all(head.as_bytes()).await;
-        while stream.write_all(b"x").await.is_ok() {
-            servicekit_core::Clock::sleep(&*clock(), Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-    format!("http://{address}/")
-}
-
 #[tokio::test]
 async fn dripping_headers_and_bodies_run_into_the_time_out() {
     for (head, reason) in [
@@ -142,9 +129,25 @@ async fn dripping_headers_and_bodies_run_into_the_time_out() {
         ("HTTP/1.1 200 OK\r\n\r\n", "200 OK, but the body did not end within 300ms"),
         ("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", "200 OK, but the body did not end"),
     ] {
-        let url = dripping(head).await;
-        let verdict = check(HttpOptions { timeout: SHORT, ..options(url) }).await;
-        assert_fails(&verdict, reason);
+        let dripped = Arc::new(AtomicUsize::new(0));
+        let drops = dripped.clone();
+        let address = serve(move |mut stream| {
+            let drops = drops.clone();
+            async move {
+                read_request(&mut stream).await;
+                let _ = stream.write_all(head.as_bytes()).await;
+                while stream.write_all(b"x").await.is_ok() {
+                    drops.fetch_add(1, Ordering::Relaxed);
+                    clock().sleep(Duration::from_millis(5)).await;
+                }
+            }
+        })
+        .await;
+        let options = HttpOptions { timeout: SHORT, ..options(format!("http://{address}/")) };
+        // On one thread: the client is served between two drops.
+        let clock = Arc::new(When(move || dripped.load(Ordering::Relaxed) > 20));
+        let probe = Http::new(options, &mut Clients::default(), clock).unwrap();
+        assert_fails(&probe.check().await, reason);
     }
 }
 

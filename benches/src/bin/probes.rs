@@ -57,18 +57,18 @@ async fn main() -> Result<()> {
 
 async fn compare(time: Duration) -> Result<()> {
     let answered = Arc::new(AtomicU64::new(0));
-    let server = serve(answered.clone()).await?;
+    let server = serve(answered.clone())?;
 
     let seconds = time.as_secs().to_string();
     let agent = Command::new(env::current_exe()?)
         .args(["--agent", &server.to_string(), &seconds])
         .spawn()?;
-    let agent = Figures::of("agent", agent, &answered, time, Ending::ByItself).await?;
+    let agent = Figures::of("agent", agent, &answered).await?;
 
     let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
     let mut config = tempfile::NamedTempFile::new()?;
     config.write_all(b"modules: {http_2xx: {prober: http, timeout: 2s}}\n")?;
-    let exporter = Command::new(EXPORTER)
+    let mut exporter = Command::new(EXPORTER)
         .arg(format!("--config.file={}", config.path().display()))
         .arg(format!("--web.listen-address=127.0.0.1:{port}"))
         .stderr(Stdio::null())
@@ -76,10 +76,17 @@ async fn compare(time: Duration) -> Result<()> {
         .map_err(|error| {
             format!("cannot run {EXPORTER}: {error}; install it: sudo apt-get install {EXPORTER}")
         })?;
-    let scraping = scrape(SocketAddr::from(([127, 0, 0, 1], port)), server, time);
-    let ending = Ending::Killed(Box::pin(scraping));
-    let exporter = Figures::of(EXPORTER, exporter, &answered, time, ending).await?;
+    let scraped = scrape(SocketAddr::from(([127, 0, 0, 1], port)), server, time).await;
+    exporter.kill()?;
+    scraped?;
+    let exporter = Figures::of(EXPORTER, exporter, &answered).await?;
 
+    let expected = u64::from(SERVICES) * time.as_secs();
+    for Figures { name, probes, .. } in [&agent, &exporter] {
+        if *probes < expected * 9 / 10 || *probes > expected * 11 / 10 {
+            return Err(format!("{name} probed {probes} times instead of {expected}").into());
+        }
+    }
     println!("{:30} {:>8} {:>10} {:>12} {:>8}", "", "probes", "CPU s", "us a probe", "RSS MB");
     agent.print();
     exporter.print();
@@ -96,34 +103,12 @@ struct Figures {
     rss: u64,
 }
 
-/// How a process ends.
-enum Ending {
-    ByItself,
-    /// By us, once this is done.
-    Killed(std::pin::Pin<Box<dyn Future<Output = Result<()>>>>),
-}
-
 impl Figures {
-    async fn of(
-        name: &'static str,
-        mut child: Child,
-        answered: &AtomicU64,
-        time: Duration,
-        ending: Ending,
-    ) -> Result<Self> {
-        let before = answered.load(Ordering::Relaxed);
-        if let Ending::Killed(work) = ending {
-            let done = work.await;
-            child.kill()?;
-            done?;
-        }
+    /// Waits for the end of a process; what the server answered since the last time was for it.
+    async fn of(name: &'static str, mut child: Child, answered: &AtomicU64) -> Result<Self> {
         let ended = tokio::task::spawn_blocking(move || child.wait4()).await??;
         let ResourceUsage { utime, stime, maxrss } = ended.rusage;
-        let probes = answered.load(Ordering::Relaxed) - before;
-        let expected = u64::from(SERVICES) * time.as_secs();
-        if probes < expected * 9 / 10 || probes > expected * 12 / 10 {
-            return Err(format!("{name} probed {probes} times instead of {expected}").into());
-        }
+        let probes = answered.swap(0, Ordering::Relaxed);
         Ok(Self { name, cpu: utime + stime, probes, rss: maxrss })
     }
 
@@ -244,7 +229,7 @@ async fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<String> {
 }
 
 /// Answers every request with 200, on a thread of its own.
-async fn serve(answered: Arc<AtomicU64>) -> Result<SocketAddr> {
+fn serve(answered: Arc<AtomicU64>) -> Result<SocketAddr> {
     const ANSWER: &[u8] =
         b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\nok\n";
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;

@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use servicekit_core::{Clock, clock::SystemClock};
+use servicekit_core::{Clock, Instant, Timestamp, clock::SystemClock};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -17,6 +17,37 @@ pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::default())
+}
+
+/// A clock on which every pause ends as soon as a condition holds: a time-out that strikes at the right moment, however
+/// busy the machine is.
+pub(crate) struct When<F>(pub(crate) F);
+
+impl<F> std::fmt::Debug for When<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("When")
+    }
+}
+
+#[async_trait::async_trait]
+impl<F: Fn() -> bool + Send + Sync + 'static> Clock for When<F> {
+    fn now(&self) -> Instant {
+        clock().now()
+    }
+
+    fn wall(&self) -> Timestamp {
+        clock().wall()
+    }
+
+    async fn sleep(&self, _: Duration) {
+        while !self.0() {
+            clock().sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn sleep_until(&self, _: Instant) {
+        self.sleep(Duration::ZERO).await;
+    }
 }
 
 /// Hands every connection to `handler`, for as long as the runtime lives.
