@@ -29,7 +29,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     random: Random,
     state: Mutex<State>,
-    away: watch::Sender<bool>,
+    /// How often the store went away or came back: while it is away, an odd number.
+    turns: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Faulty {
             clock,
             random: Random::seeded(seed),
             state: Mutex::new(state),
-            away: watch::Sender::new(false),
+            turns: watch::Sender::new(0),
         }))
     }
 
@@ -83,6 +84,11 @@ impl Faulty {
         self.state().script = Some((passed, fault));
     }
 
+    /// Forgets the scripted fault, if it is still to come.
+    pub fn unscript(&self) {
+        self.state().script = None;
+    }
+
     /// Whether the scripted fault is still to come.
     #[must_use]
     pub fn is_scripted(&self) -> bool {
@@ -91,20 +97,20 @@ impl Faulty {
 
     /// From now on, answer nothing, not even what is on its way.
     pub fn away(&self) {
-        self.0.away.send_replace(true);
+        self.0.turns.send_if_modified(|turns| turn(turns, true));
     }
 
     /// Answer again.
     pub fn back(&self) {
-        self.0.away.send_replace(false);
+        self.0.turns.send_if_modified(|turns| turn(turns, false));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_away(&self) -> bool {
-        *self.0.away.borrow()
+    fn turns(&self) -> u64 {
+        *self.0.turns.borrow()
     }
 
     fn draw(&self, is_write: bool) -> Fate {
@@ -153,7 +159,8 @@ impl Faulty {
         } = self.draw(is_write);
         let Inner { store, clock, .. } = &*self.0;
         pause(&**clock, before).await;
-        if self.is_away() {
+        let turns = self.turns();
+        if is_away(turns) {
             return Err(unavailable());
         }
         match fault {
@@ -175,11 +182,7 @@ impl Faulty {
         }
         let answer = request(store.clone()).await;
         pause(&**clock, after).await;
-        if self.is_away() {
-            Err(lost(is_write))
-        } else {
-            answer
-        }
+        if self.turns() == turns { answer } else { Err(lost(is_write)) }
     }
 
     /// Remembers an answer, and gives it or an earlier one.
@@ -207,6 +210,17 @@ impl Faulty {
         let delay = delay(random, plan);
         (!random.chance(plan.break_watch)).then_some(delay)
     }
+}
+
+fn is_away(turns: u64) -> bool {
+    turns % 2 == 1
+}
+
+/// Goes away or comes back, unless that is done already.
+fn turn(turns: &mut u64, away: bool) -> bool {
+    let changes = is_away(*turns) != away;
+    *turns += u64::from(changes);
+    changes
 }
 
 fn delay(random: &Random, plan: Plan) -> Duration {
@@ -295,25 +309,35 @@ impl Store for Faulty {
     fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {
         let (faulty, group) = (self.clone(), group.clone());
         Box::pin(stream! {
-            let Inner { store, clock, away, .. } = &*faulty.0;
-            let mut away = away.subscribe();
+            let Inner { store, clock, turns, .. } = &*faulty.0;
+            let mut turns = turns.subscribe();
             loop {
-                if *away.borrow_and_update() {
+                if is_away(*turns.borrow()) {
                     yield Err(unavailable());
-                    if away.wait_for(|away| !away).await.is_err() {
+                    if turns.wait_for(|turns| !is_away(*turns)).await.is_err() {
                         return;
                     }
                 }
+                let connected = *turns.borrow();
                 let mut changes = store.watch(&group);
                 loop {
                     let next = {
-                        let gone = std::pin::pin!(away.wait_for(|away| *away));
-                        match select(changes.next(), gone).await {
-                            Either::Left((change, _)) => change,
-                            Either::Right(_) => break,
+                        let gone = std::pin::pin!(turns.wait_for(|turns| *turns != connected));
+                        match select(gone, changes.next()).await {
+                            Either::Left(_) => None,
+                            Either::Right((change, _)) => Some(change),
                         }
                     };
-                    let Some(change) = next else { return };
+                    let change = match next {
+                        Some(Some(change)) => change,
+                        Some(None) => return,
+                        // It may be back already: what happened meanwhile was missed all the same.
+                        None if is_away(*turns.borrow()) => break,
+                        None => {
+                            yield Err(unavailable());
+                            break;
+                        }
+                    };
                     let Some(delay) = faulty.draw_change() else {
                         yield Err(unavailable());
                         clock.sleep(RECONNECT).await;

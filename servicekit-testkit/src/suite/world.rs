@@ -83,6 +83,11 @@ impl World {
         }
     }
 
+    /// A random number below `bound`.
+    pub(super) fn below(&self, bound: u64) -> usize {
+        usize::try_from(self.env.random.below(bound)).unwrap_or(0)
+    }
+
     /// How long anything may take that nothing stands in the way of.
     pub(super) fn patience(&self) -> Duration {
         let faults = if self.setting.has_faults { 20 } else { 1 };

@@ -71,7 +71,7 @@ async fn a_lost_answer_never_grants_twice(world: World) {
             two.keep(&second.ticket, ttl).await;
             assert_eq!(two.inspect().await.grants.len(), 1, "request {request}, {fault:?}");
             two.leave(&second.ticket).await;
-            world.faulty.script(usize::MAX, Fault::FailBefore);
+            world.faulty.unscript();
         }
     }
 }

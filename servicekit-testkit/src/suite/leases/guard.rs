@@ -116,7 +116,7 @@ async fn a_renewal_counts_from_before_it_was_sent(world: World) {
     let one = contender(&world, "one");
     let ttl = world.ttl();
     let guard = acquire(&one).await;
-    let slow = ttl / 6;
+    let slow = ttl / 20;
     world.faulty.follow(Plan { delay: 1.0, slowest: slow, ..Plan::NONE });
     let mut held = guard.follow();
     for _ in 0..world.many(20, 3) {

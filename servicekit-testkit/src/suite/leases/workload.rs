@@ -28,9 +28,10 @@ async fn whatever_contenders_do_grants_do_not_overlap_and_come_in_order(world: W
     let slots = 1 + u32::try_from(world.env.random.below(3)).unwrap_or(0);
     let history = History::default();
     let until = world.now() + world.ttl() * world.many(20, 8);
+    let (world, history) = (&world, &history);
     let contenders = (0..world.many(7, 4)).map(|i| {
         let worker = Worker {
-            world: &world,
+            world,
             leases: world.process().leases,
             lease: label("lease"),
             request: Request {
@@ -40,22 +41,22 @@ async fn whatever_contenders_do_grants_do_not_overlap_and_come_in_order(world: W
                 wait: Some(Duration::from_secs(3600)),
                 note: String::new(),
             },
-            history: &history,
+            history,
         };
         async move {
             while world.now() < until {
                 worker.attempt().await;
-                world.pass(some(&world, world.ttl() / 2)).await;
+                world.pass(some(world, world.ttl() / 2)).await;
             }
         }
         .boxed()
     });
-    join(join_all(contenders), outages(&world, until)).await;
+    join(join_all(contenders), outages(world, until)).await;
     let violations = history.violations(slots);
     assert!(violations.is_empty(), "{violations:#?} with {slots} slots\n{history}");
     let least = world.many(8, 3) as usize;
     assert!(history.grants() >= least, "only {} grants in all that time\n{history}", history.grants());
-    contender(&world, "last").slots(slots).obtain(world.ttl() * 4).await;
+    contender(world, "last").slots(slots).obtain(world.ttl() * 4).await;
 }
 
 /// Up to so long, at random.
