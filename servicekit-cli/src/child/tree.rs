@@ -54,15 +54,23 @@ impl Tree {
     /// Asks every process to end: SIGTERM, once each; those that are stopped are continued, so that they can.
     /// Does so only once, so that a process that takes its time is not disturbed again.
     pub(super) fn terminate(&mut self) {
-        if !self.terminated {
-            self.terminated = true;
-            self.signal(Signal::TERM, 3);
+        if std::mem::replace(&mut self.terminated, true) {
+            return;
+        }
+        let mut told = HashSet::new();
+        // Again for those that were started meanwhile, but not until there are none: there may always be.
+        for _ in 0..3 {
+            self.visit(&mut |stat| {
+                if told.insert(stat.process) {
+                    stat.send(Signal::TERM);
+                }
+            });
         }
     }
 
-    /// Kills every process that it finds. One that was starting another just then may have left a new one: try again.
+    /// Kills every process that it finds. One that started another just then has left a new one: reap, and try again.
     pub(super) fn kill(&self) {
-        self.signal(Signal::KILL, 100);
+        self.visit(&mut |stat| stat.send(Signal::KILL));
     }
 
     /// How each child of this process ended that has ended.
@@ -97,22 +105,6 @@ impl Tree {
         while !self.is_gone() {
             self.kill();
             self.gone(clock, clock.now() + PAUSE).await;
-        }
-    }
-
-    /// Signals each process once, looking again while new ones turn up, at most `rounds` times.
-    fn signal(&self, signal: Signal, rounds: usize) {
-        let mut told = HashSet::new();
-        for _ in 0..rounds {
-            let before = told.len();
-            self.visit(&mut |stat| {
-                if told.insert(stat.process) {
-                    stat.send(signal);
-                }
-            });
-            if told.len() == before {
-                return;
-            }
         }
     }
 

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{Timespec, nanosleep},
+};
 use servicekit::{Env, Instant};
 use tempfile::TempDir;
 
@@ -186,19 +189,24 @@ impl World {
     }
 }
 
-/// Whatever went wrong, a test leaves nothing running.
+/// Whatever went wrong, a test leaves nothing running. A guard is given time to do that itself.
 impl Drop for World {
     fn drop(&mut self) {
         let _ = self.parent.kill();
         let _ = self.parent.wait();
-        for _ in 0..100 {
+        let patience = self.now() + Duration::from_secs(5);
+        loop {
             let left = self.left();
             if left.is_empty() {
                 return;
             }
-            for process in left {
-                let _ = kill_process(process.pid, Signal::KILL);
+            if self.now() > patience || !left.iter().any(|process| process.is_guard) {
+                for process in left {
+                    let _ = kill_process(process.pid, Signal::KILL);
+                }
             }
+            let pause = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            let _ = nanosleep(&pause);
         }
     }
 }
