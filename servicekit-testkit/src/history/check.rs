@@ -35,7 +35,7 @@ pub(super) fn violations(events: &[Event], slots: u32) -> Vec<Violation> {
     overlaps(&grants, &mut found);
     crowds(&grants, slots, &mut found);
     tokens(&courses, &grants, &mut found);
-    turns(&courses, &mut found);
+    turns(&courses, slots, &mut found);
     found
 }
 
@@ -150,7 +150,9 @@ fn tokens(courses: &BTreeMap<Attempt, Course>, grants: &[Grant], found: &mut Vec
 }
 
 /// Somebody was granted before one who waited already when it came, and who did not leave or lose its place.
-fn turns(courses: &BTreeMap<Attempt, Course>, found: &mut Vec<Violation>) {
+///
+/// Of several slots, one may be kept for the earlier while the later takes its own first.
+fn turns(courses: &BTreeMap<Attempt, Course>, slots: u32, found: &mut Vec<Violation>) {
     for (attempt, later) in courses {
         let Some(grant) = &later.grant else { continue };
         for (waited, earlier) in courses {
@@ -158,7 +160,10 @@ fn turns(courses: &BTreeMap<Attempt, Course>, found: &mut Vec<Violation>) {
                 continue;
             }
             let is_fine = match (&earlier.grant, &earlier.ended) {
-                (Some(first), _) => first.token < grant.token,
+                (Some(first), _) => {
+                    let is_kept = slots > 1 && first.from <= grant.from + UNNOTICED;
+                    first.token < grant.token || is_kept
+                }
                 (None, Some((_, End::Lost))) => true,
                 (None, Some((at, End::Left))) => *at <= grant.from + UNNOTICED,
                 (None, None) => false,
@@ -342,6 +347,15 @@ mod tests {
         assert_eq!(found(1, &forgotten), [overtaken(2, 3)]);
         let swapped = then(&[granted(3, 11, 0), left(3), granted(2, 12, 0)]);
         assert_eq!(found(1, &swapped), [overtaken(2, 3)]);
+    }
+
+    #[test]
+    fn of_several_slots_one_may_be_kept_for_who_was_first() {
+        let happened = [
+            joining(1), joining(2), granted(1, 10, 0), granted(2, 11, 1), joining(3), waiting(3), joining(4),
+            waiting(4), left(1), left(2), granted(4, 12, 0), granted(3, 13, 1),
+        ];
+        assert_eq!(found(2, &happened), []);
     }
 
     #[test]
