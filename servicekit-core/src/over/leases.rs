@@ -277,9 +277,9 @@ impl<'a> Joining<'a> {
         lease: &'a Label,
         request: &'a Request,
     ) -> Result<(Self, Option<(Head, Version)>)> {
-        let value = TicketValue {
+        let mut value = TicketValue {
             v: FORMAT,
-            nonce: leases.env().random.id(),
+            nonce: String::new(),
             holder: request.holder.clone(),
             number: None,
             since: leases.wall(),
@@ -288,7 +288,7 @@ impl<'a> Joining<'a> {
             evicted: false,
             note: request.note.clone(),
         };
-        let (put, head) = join(leases.put_ticket(lease, &value), leases.head(lease)).await;
+        let (put, head) = join(leases.put_ticket(lease, &mut value), leases.head(lease)).await;
         let (ticket, version, sent) = put?;
         let joining = Self { leases, lease, request, value, ticket, version, sent };
         match head {
@@ -409,14 +409,15 @@ impl<'a> Joining<'a> {
 }
 
 impl Leases {
-    /// Puts a new ticket under a name that is free.
+    /// Puts a new ticket under a name that is free, and a nonce for that name.
     async fn put_ticket(
         &self,
         lease: &Label,
-        value: &TicketValue,
+        value: &mut TicketValue,
     ) -> Result<(TicketRef, Version, Instant)> {
         for _ in 0..MOST_SWAPS {
             let name: Name = format!("t-{:03x}", self.env().random.below(TICKET_NAMES)).parse()?;
+            value.nonce = self.env().random.id();
             let ttl = Duration::from_millis(value.ttl_ms);
             let put = self.ticket_put(lease, &name, value, Expect::Absent, ttl)?;
             let sent = self.now();
