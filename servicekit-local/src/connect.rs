@@ -1,12 +1,12 @@
 //! Opening: what is refused, and what a file is made of.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use servicekit_core::{Error, Kind, Result};
 
 use crate::{
-    error::{FOREIGN, Fault, Phase},
+    error::{FOREIGN, Fault, Phase, from_io},
     host::Host,
     place::Place,
     queue::Queue,
@@ -29,10 +29,10 @@ CREATE TABLE store (
 ) STRICT;
 CREATE TABLE changes (
     grp      TEXT PRIMARY KEY,
-    version  INTEGER NOT NULL
+    version  INTEGER NOT NULL,
+    swept    TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE records (
-    id       INTEGER PRIMARY KEY,
     grp      TEXT NOT NULL,
     name     TEXT NOT NULL,
     version  INTEGER NOT NULL,
@@ -41,9 +41,9 @@ CREATE TABLE records (
     ends     INTEGER,
     sum      INTEGER NOT NULL,
     value    BLOB NOT NULL,
-    UNIQUE (grp, name)
-) STRICT;
-CREATE INDEX endings ON records (ends) WHERE ends IS NOT NULL;
+    PRIMARY KEY (grp, name)
+) STRICT, WITHOUT ROWID;
+INSERT INTO changes (grp, version, swept) VALUES ('', 0, '');
 PRAGMA application_id = 0x736b6974;
 PRAGMA user_version = 1;
 ";
@@ -105,7 +105,7 @@ fn recognize(conn: &Connection, place: &Place) -> Result<Content> {
     };
     let path = place.path.display();
     match read().map_err(|error| Fault::from(error).explain(Phase::Before, &place.path))? {
-        (.., true) => Ok(Content::Empty),
+        (.., true) if is_blank(place)? => Ok(Content::Empty),
         (APPLICATION, SCHEMA, _) => Ok(Content::Ours),
         (APPLICATION, schema, _) if schema > SCHEMA => {
             let message = format!(
@@ -115,6 +115,13 @@ fn recognize(conn: &Connection, place: &Place) -> Result<Content> {
         }
         _ => Err(Error::new(Kind::Invalid, format!("{path}: {FOREIGN}"))),
     }
+}
+
+/// SQLite takes a file that is shorter than its smallest page for an empty one, and would write over it.
+fn is_blank(place: &Place) -> Result<bool> {
+    let file = fs::metadata(&place.path);
+    let length = file.map_err(|error| from_io(error, "look at", &place.path))?.len();
+    Ok(!(1..512).contains(&length))
 }
 
 /// Makes the tables.

@@ -22,6 +22,15 @@ pub(crate) struct View<'c> {
     pub(crate) now: Instant,
 }
 
+/// All records of a group, at one moment.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) records: Vec<Record>,
+    pub(crate) change: i64,
+    /// What is left of the records counts from here.
+    pub(crate) at: Instant,
+}
+
 impl View<'_> {
     pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>> {
         const SQL: &str = "SELECT name, version, write_id, ttl, ends, sum, value FROM records \
@@ -44,12 +53,12 @@ impl View<'_> {
         })
     }
 
-    /// A group with the version of its last change, to be compared with [`View::changed`] later.
-    pub(crate) fn group(&self, group: &Group) -> Result<(i64, Vec<Record>)> {
+    /// A group with the version of its last change, to be compared with [`changed`] later.
+    pub(crate) fn group(&self, group: &Group) -> Result<Listing> {
         self.snapshot(|| {
             let mut records = Vec::new();
             self.read_group(group, &mut records)?;
-            Ok((changed(self.conn, group)?, records))
+            Ok(Listing { records, change: changed(self.conn, group)?, at: self.now })
         })
     }
 
@@ -108,8 +117,8 @@ pub(crate) struct Prolonged {
     pub(crate) before: Instant,
 }
 
-/// How many ended records each edit clears away: more than it can make, so that they cannot add up.
-const CLEARED: i64 = 8;
+/// How many records each put looks at, for some that have ended: more than it can make, so that these cannot add up.
+const SWEPT: i64 = 8;
 
 impl<'c> Edit<'c> {
     /// Begins to work on `conn`, which holds the write lock; `replaceable` is the boot that the file was last used in.
@@ -122,7 +131,6 @@ impl<'c> Edit<'c> {
     ) -> Result<Self> {
         let edit = Self { conn, now, wall, prolonged: None };
         edit.settle_boot(host, replaceable)?;
-        edit.clear_ended()?;
         Ok(edit)
     }
 
@@ -141,13 +149,6 @@ impl<'c> Edit<'c> {
         self.prepare("DELETE FROM records WHERE ends IS NOT NULL")?.execute([])?;
         self.prepare("UPDATE store SET boot = ?1, machine = coalesce(?2, machine)")?
             .execute(params![host.boot, host.machine])?;
-        Ok(())
-    }
-
-    fn clear_ended(&self) -> Result<()> {
-        const SQL: &str = "DELETE FROM records WHERE id IN \
-             (SELECT id FROM records WHERE ends <= ?1 ORDER BY ends LIMIT ?2)";
-        self.prepare(SQL)?.execute(params![nanos(self.now.since_boot()), CLEARED])?;
         Ok(())
     }
 
@@ -176,7 +177,12 @@ impl<'c> Edit<'c> {
         let (name, write_id) = (key.name.as_str().to_owned(), write.as_str().to_owned());
         let stored = Stored { name, version, write_id, ttl, ends, sum: 0, value: value.to_vec() };
         let sum = stored.checksum(&key.group);
-        let parameters = params![
+        // One that has ended may still be there.
+        self.prepare(
+            "REPLACE INTO records (grp, name, version, write_id, ttl, ends, sum, value) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute(params![
             key.group.as_str(),
             stored.name,
             version,
@@ -185,19 +191,7 @@ impl<'c> Edit<'c> {
             ends,
             sum,
             stored.value
-        ];
-        match &before {
-            Some(_) => self.prepare(
-                "UPDATE records SET version = ?3, write_id = ?4, ttl = ?5, ends = ?6, sum = ?7, value = ?8 \
-                 WHERE grp = ?1 AND name = ?2",
-            )?,
-            // An ended record may still be there.
-            None => self.prepare(
-                "INSERT OR REPLACE INTO records (grp, name, version, write_id, ttl, ends, sum, value) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?,
-        }
-        .execute(parameters)?;
+        ])?;
         self.note_prolonged(key, before.as_ref(), version, ends);
         Ok(shown(version))
     }
@@ -260,18 +254,48 @@ impl<'c> Edit<'c> {
         Ok(stored)
     }
 
-    /// Draws from the file's one counter, whose row is that of no group, and notes it as the group's last change.
+    /// Draws from the file's one counter, and notes it as the last change of this group.
     fn draw_version(&self, group: &Group) -> Result<i64> {
+        // No RETURNING and no upsert here: SQLite makes a temporary table for each, which costs more than all the rest.
+        let (last, swept): (i64, String) = self
+            .prepare("SELECT version, swept FROM changes WHERE grp = ''")?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         // Not below the time, so that a file that was restored from a backup gives no version again.
-        const DRAW: &str = "INSERT INTO changes (grp, version) VALUES ('', ?1) \
-             ON CONFLICT DO UPDATE SET version = max(version + 1, excluded.version) RETURNING version";
-        const NOTE: &str = "INSERT INTO changes (grp, version) VALUES (?1, ?2) \
-             ON CONFLICT DO UPDATE SET version = excluded.version";
         let floor = i64::try_from(self.wall.as_millis()).unwrap_or(0).saturating_mul(1000);
-        let floor = floor.clamp(1, i64::MAX / 2);
-        let version = self.prepare(DRAW)?.query_row([floor], |row| row.get(0))?;
-        self.prepare(NOTE)?.execute(params![group.as_str(), version])?;
+        let version = last.saturating_add(1).max(floor.clamp(1, i64::MAX / 2));
+        self.prepare("UPDATE changes SET version = ?1, swept = ?2 WHERE grp = ''")?
+            .execute(params![version, self.sweep(&swept)?])?;
+        let noted = self
+            .prepare("UPDATE changes SET version = ?2 WHERE grp = ?1")?
+            .execute(params![group.as_str(), version])?;
+        if noted == 0 {
+            self.prepare("INSERT INTO changes (grp, version) VALUES (?1, ?2)")?
+                .execute(params![group.as_str(), version])?;
+        }
         Ok(version)
+    }
+
+    /// Deletes what has ended among the next few records, and tells how far it came; then it begins again.
+    ///
+    /// An index on the ends would cost every beat and renewal a page more to write.
+    fn sweep(&self, after: &str) -> Result<String> {
+        const NEXT: &str = "SELECT grp, name, ends FROM records WHERE (grp, name) > (?1, ?2) \
+             ORDER BY grp, name LIMIT ?3";
+        let (group, name) = after.rsplit_once('/').unwrap_or_default();
+        let mut statement = self.prepare(NEXT)?;
+        let rows = statement.query_map(params![group, name, SWEPT], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<i64>>(2)?))
+        })?;
+        let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        let now = nanos(self.now.since_boot());
+        for (group, name, _) in
+            rows.iter().filter(|(.., ends)| ends.is_some_and(|ends| ends <= now))
+        {
+            self.prepare("DELETE FROM records WHERE grp = ?1 AND name = ?2")?
+                .execute([group, name])?;
+        }
+        let last = rows.last().filter(|_| rows.len() as i64 == SWEPT);
+        Ok(last.map(|(group, name, _)| format!("{group}/{name}")).unwrap_or_default())
     }
 
     fn note_prolonged(

@@ -202,7 +202,7 @@ impl Inner {
     ) -> Result<T, Fault> {
         let clock = &*self.env.clock;
         let head = self.queue.enter(deadline.since(clock.now()))?;
-        self.lock(conn, deadline.since(clock.now()))?;
+        self.lock(conn, deadline)?;
         drop(head);
         let edited = self.place.check().map_err(Fault::from).and_then(|()| {
             // Only now: while it waited for the lock, time went by.
@@ -228,20 +228,25 @@ impl Inner {
     /// Takes SQLite's write lock. Its holder is at work, for about as long as the disk takes.
     #[expect(
         clippy::disallowed_methods,
-        reason = "on a blocking thread, waiting for another process's real time"
+        reason = "a blocking thread, waiting for other processes in real time"
     )]
-    fn lock(&self, conn: &Connection, patience: Duration) -> Result<(), Fault> {
-        let mut left = patience;
+    fn lock(&self, conn: &Connection, deadline: Instant) -> Result<(), Fault> {
+        let clock = &*self.env.clock;
+        let patience = deadline.since(clock.now());
+        let mut slept = Duration::ZERO;
         conn.busy_timeout(Duration::ZERO)?;
         let locked = loop {
             match run(conn, "BEGIN IMMEDIATE") {
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                Err(error)
+                    if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                        // Of a clock that a test holds, the pauses are all that passes.
+                        && slept < patience
+                        && clock.now() < deadline =>
+                {
                     // Only one process at a time tries, so that it may try often.
-                    let pause =
-                        Duration::from_micros(if patience - left < SOON { 200 } else { 2000 });
-                    let Some(rest) = left.checked_sub(pause) else { break Err(error) };
-                    left = rest;
+                    let pause = Duration::from_micros(if slept < SOON { 200 } else { 2000 });
                     thread::sleep(pause);
+                    slept += pause;
                 }
                 result => break result,
             }

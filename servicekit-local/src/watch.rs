@@ -14,7 +14,7 @@ use std::{
 use futures_util::{future::select, stream::BoxStream};
 use rusqlite::Connection;
 use servicekit_core::{
-    Result,
+    Instant, Result,
     store::{Change, Group, Record, Shows, follow},
 };
 use tokio::sync::{Notify, watch};
@@ -93,8 +93,8 @@ struct Watching {
     local: Local,
     group: Group,
     news: watch::Receiver<Option<i64>>,
-    /// The group's last change when it was read; `None` when that failed.
-    seen: Mutex<Option<i64>>,
+    /// The group's last change when it was read, and the moment of that; `None` when that failed.
+    seen: Mutex<Option<(i64, Instant)>>,
 }
 
 impl Watching {
@@ -111,15 +111,15 @@ impl Watching {
         *self.seen() = None;
         let group = self.group.clone();
         let read = self.local.read(move |view| view.group(&group)).await;
-        let (change, records) = read.map_err(on("watch", &self.group))?;
-        *self.seen() = Some(change);
-        Ok(records)
+        let listing = read.map_err(on("watch", &self.group))?;
+        *self.seen() = Some((listing.change, listing.at));
+        Ok(listing.records)
     }
 
     /// Returns when the group has changed since it was read, or its first record has ended.
     async fn changed(&self, soonest: Option<Duration>) {
         let clock = &*self.local.0.env.clock;
-        let Some(seen) = *self.seen() else {
+        let Some((seen, at)) = *self.seen() else {
             return clock.sleep(RECOVERY).await;
         };
         let mut news = self.news.clone();
@@ -132,7 +132,7 @@ impl Watching {
         };
         match soonest {
             Some(left) => {
-                let ended = clock.sleep_until(clock.now() + left);
+                let ended = clock.sleep_until(at + left);
                 drop(select(std::pin::pin!(changed), ended).await);
             }
             None => changed.await,
@@ -146,7 +146,7 @@ impl Watching {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Option<i64>> {
+    fn seen(&self) -> MutexGuard<'_, Option<(i64, Instant)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
