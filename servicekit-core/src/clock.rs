@@ -64,7 +64,7 @@ pub struct Env {
 
 /// The clock of this host.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[expect(clippy::exhaustive_structs, reason = "it has nothing to hold")]
 pub struct SystemClock;
 
 /// What [`timeout`] returns when the time was over first.

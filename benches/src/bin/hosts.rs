@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use servicekit::{Clock as _, Instance, Label, Registry as _, State, clock::SystemClock, registry::Claim};
+use servicekit::{Clock as _, Instance, Label, State, clock::SystemClock, registry::Claim};
 use wait4::Wait4 as _;
 
 const INSTANCES: usize = 10;

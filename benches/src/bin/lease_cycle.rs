@@ -10,7 +10,7 @@ use std::{error::Error, path::Path, time::Duration};
 
 use rusqlite::Connection;
 use servicekit::{
-    Backend, Clock as _, Label, LeaseProvider as _,
+    Backend, Clock as _, Label,
     clock::SystemClock,
     lease::{Request, Standing, Term},
 };
@@ -67,13 +67,14 @@ fn bare(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.execute("CREATE TABLE records (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID", [])?;
+    connection
+        .execute("CREATE TABLE records (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID", [])?;
     Ok(connection)
 }
 
 fn write(connection: &Connection, i: usize) -> rusqlite::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let sql = "INSERT INTO records VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-    connection.prepare_cached(sql)?.execute((i % 2, vec![b'x'; 300]))?;
+    connection.prepare_cached(sql)?.execute((format!("record-{}", i % 2), vec![b'x'; 300]))?;
     connection.execute_batch("COMMIT")
 }

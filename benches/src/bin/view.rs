@@ -7,7 +7,7 @@
 use std::{alloc::System, error::Error, hint::black_box, sync::Arc, time::Duration};
 
 use servicekit::{
-    Backend, Clock as _, Env, Instance, Label, Namespace, Registry as _, State,
+    Backend, Clock as _, Env, Instance, Label, Namespace, State,
     clock::SystemClock,
     discovery::{Options, View},
     registry::Claim,
