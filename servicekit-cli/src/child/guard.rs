@@ -49,8 +49,8 @@ async fn run() -> io::Result<()> {
     let mut link = Some(link);
     while !guard.is_done() {
         tokio::select! {
+            // A renewal that has arrived counts, however late this process comes to run.
             biased;
-            () = until(&*clock, guard.due()) => guard.on_time(clock.now()),
             order = receive(link.as_ref()) => match order {
                 Some(order) => guard.obey(order, clock.now()),
                 None => {
@@ -58,6 +58,7 @@ async fn run() -> io::Result<()> {
                     guard.parent_is_gone(clock.now());
                 }
             },
+            () = until(&*clock, guard.due()) => guard.on_time(clock.now()),
             _ = child_ended.recv() => guard.reap(clock.now()),
         }
     }
@@ -237,10 +238,11 @@ impl Guard {
             return;
         }
         if let Some(signal) = Signal::from_named_raw(number) {
-            let _ = match signal {
-                Signal::INT | Signal::QUIT => kill_process_group(self.child, signal),
-                _ => kill_process(self.child, signal),
-            };
+            let key = matches!(signal, Signal::INT | Signal::QUIT);
+            // A child that has left its group is told alone.
+            if !key || kill_process_group(self.child, signal).is_err() {
+                let _ = kill_process(self.child, signal);
+            }
         }
     }
 }

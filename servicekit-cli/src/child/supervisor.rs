@@ -92,7 +92,7 @@ enum News {
 }
 
 impl Supervisor {
-    /// Starts the guard, and through it the child, which gets the standard streams of this process, default signal
+    /// Ends what earlier guards left behind ([`end_leftovers`]), then starts the guard, and through it the child, which gets the standard streams of this process, default signal
     /// handling and a process group of its own.
     ///
     /// # Errors
@@ -103,6 +103,7 @@ impl Supervisor {
     ///
     /// Dropping the future ends what was started.
     pub async fn start(clock: Arc<dyn Clock>, options: Options) -> Result<Self, StartError> {
+        end_leftovers(&*clock).await;
         let program = options.command.first().cloned().unwrap_or_default();
         let (link, theirs) = Link::pair().map_err(StartError::Guard)?;
         let tree = Tree::of_this_process().map_err(StartError::Guard)?;
