@@ -144,7 +144,7 @@ async fn a_join_that_is_dropped_leaves_nothing_for_long(world: World) {
 async fn nothing_grows_with_the_number_of_grants(world: World) {
     let (one, two) = (contender(&world, "one"), contender(&world, "two"));
     let mut size = 0;
-    for cycle in 1..=world.many(500, 40) {
+    for cycle in 1..=world.many(200, 40) {
         let held = one.granted().await;
         let second = two.waiting().await;
         let (held, ()) = futures_util::join!(two.wait(&second, Duration::ZERO), one.leave(&held.ticket));

@@ -27,9 +27,9 @@ cases! { "leases";
 async fn whatever_contenders_do_grants_do_not_overlap_and_come_in_order(world: World) {
     let slots = 1 + u32::try_from(world.env.random.below(3)).unwrap_or(0);
     let history = History::default();
-    let until = world.now() + world.ttl() * world.many(20, 8);
+    let until = world.now() + world.ttl() * world.many(15, 8);
     let (world, history) = (&world, &history);
-    let contenders = (0..world.many(7, 4)).map(|i| {
+    let contenders = (0..world.many(6, 4)).map(|i| {
         let worker = Worker {
             world,
             leases: world.process().leases,
