@@ -39,11 +39,15 @@ pub(crate) struct World {
 impl World {
     /// Needs a runtime whose time is paused.
     pub(crate) fn new() -> Self {
+        let (attempt, total) = (Duration::from_millis(500), Duration::from_secs(1));
+        Self::with(Limits { attempt, total })
+    }
+
+    pub(crate) fn with(limits: Limits) -> Self {
         let clock = SimClock::new();
         let env = Env { clock: Arc::new(clock.clone()), random: Random::seeded(7) };
         let memory = Memory::new(env.clone(), Profile::Server);
         let store = Arc::new(Faulty::over(memory.clone(), clock.clone()));
-        let limits = Limits { attempt: Duration::from_millis(500), total: Duration::from_secs(1) };
         let namespace = Namespace::default();
         let backend = Backend::over("faulty", store.clone(), namespace, env.clone(), limits);
         Self { env, clock, memory, store, backend }
@@ -251,8 +255,13 @@ impl Store for Faulty {
     async fn put(&self, put: &Put) -> Result<Version> {
         self.pass().await?;
         let slow = *self.slow.lock().unwrap();
-        self.clock.sleep(slow).await;
-        let version = self.memory.put(put).await?;
+        let (clock, memory, late) = (self.clock.clone(), self.memory.clone(), put.clone());
+        // On its own: what was sent is applied, whether anybody waits for the answer or not.
+        let applied = tokio::spawn(async move {
+            clock.sleep(slow).await;
+            memory.put(&late).await
+        });
+        let version = applied.await.unwrap()?;
         if put.key.group.as_str().contains("/instances/") {
             self.instance_puts.fetch_add(1, Ordering::Relaxed);
         }
