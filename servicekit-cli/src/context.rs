@@ -25,10 +25,10 @@ pub(crate) struct Global {
         long,
         global = true,
         value_name = "URL",
-        env = "SERVICEKIT_BACKEND",
+        help_heading = "Store",
         default_value = "local:",
-        hide_env_values = true,
-        help_heading = "Store"
+        env = "SERVICEKIT_BACKEND",
+        hide_env_values = true
     )]
     backend: String,
     /// Keeps environments apart in one store
@@ -36,15 +36,16 @@ pub(crate) struct Global {
         long,
         global = true,
         value_name = "NAME",
-        env = "SERVICEKIT_NAMESPACE",
+        help_heading = "Store",
         default_value = "default",
-        help_heading = "Store"
+        env = "SERVICEKIT_NAMESPACE",
+        hide_env_values = true
     )]
     namespace: Namespace,
     /// How long a command that only asks tries to reach the store
     #[arg(
-        long, global = true, value_name = "DURATION", env = "SERVICEKIT_STORE_TIMEOUT", default_value = "10s",
-        value_parser = args::positive, help_heading = "Store"
+        long, global = true, value_name = "DURATION", help_heading = "Store", default_value = "10s",
+        env = "SERVICEKIT_STORE_TIMEOUT", hide_env_values = true, value_parser = args::positive
     )]
     store_timeout: Duration,
 }
@@ -83,7 +84,15 @@ impl Context {
             env: self.env.clone(),
             limits: self.limits(),
         };
-        self.ask(async { Ok(self.connector.connect(&self.address, options).await?) }).await
+        let connecting = async {
+            let connected = self.connector.connect(&self.address, options).await;
+            connected.map_err(|error| match error.operation() {
+                // The address made sense, and what it leads to does not: no usage is wrong.
+                Some(_) => Failure::Store(error),
+                None => error.into(),
+            })
+        };
+        self.ask(connecting).await
     }
 
     /// Connects to the store, also when it is away at first, until the deadline if there is one.

@@ -35,6 +35,7 @@ use crate::{
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "servicekit",
+    bin_name = "servicekit",
     version,
     max_term_width = 120,
     after_help = "Examples:
@@ -43,8 +44,12 @@ use crate::{
   servicekit acquire-lease --label backup -- /usr/local/bin/backup
 
 Exit status:
-  0 done, 1 the answer is no, 2 wrong usage, 3 the store could not be reached or refused,
-  5 superseded: another process has taken over this service id, 128 + N ended by signal N"
+  0  done
+  1  the answer is no: timed out, not granted, none found
+  2  wrong usage
+  3  the store could not be reached, or refused
+  5  superseded: another process has taken over this service id
+  128 + N  ended by signal N"
 )]
 struct Cli {
     #[command(subcommand)]

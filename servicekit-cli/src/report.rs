@@ -75,11 +75,13 @@ impl From<Error> for Failure {
 /// An error and its causes on one line, each once: many repeat their source.
 pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
+    let mut last = text.clone();
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
+        let said = cause.to_string();
+        if !text.contains(&said) && !said.contains(&last) {
+            text = format!("{text}: {said}");
+            last = said;
         }
         source = cause.source();
     }
@@ -122,8 +124,11 @@ mod tests {
         let io = io::Error::other("no such device");
         let error = Error::new(Kind::Unavailable, "cannot open: no such device").because(io);
         assert_eq!(chain(&error), "cannot open: no such device");
-        let error = Error::new(Kind::Unavailable, "cannot open").because(error).on("local");
-        assert_eq!(chain(&error), "local: cannot open: cannot open: no such device");
+        let error = Error::new(Kind::Unavailable, "no store").because(error).on("local");
+        assert_eq!(chain(&error), "local: no store: cannot open: no such device");
+        let io = io::Error::other("Error code 26: no database");
+        let error = Error::new(Kind::Unavailable, "no database").because(io);
+        assert_eq!(chain(&error), "no database");
     }
 
     #[test]

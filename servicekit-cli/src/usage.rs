@@ -21,10 +21,6 @@ pub(crate) fn parse() -> Result<Cli, Exit> {
             let _ = error.print();
             Exit::DONE
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            say("a command is missing; see `servicekit --help`");
-            Exit::USAGE
-        }
         _ => {
             say(one_line(&error));
             Exit::USAGE
@@ -62,5 +58,97 @@ fn warn_of_password(matches: &clap::ArgMatches) {
 impl From<clap::Error> for Failure {
     fn from(error: clap::Error) -> Self {
         Self::Usage(one_line(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{Command, Parser as _};
+
+    use super::*;
+
+    fn commands() -> Vec<Command> {
+        let mut cli = Cli::command().bin_name("servicekit");
+        cli.build();
+        let commands = cli.get_subcommands().filter(|command| command.get_name() != "help");
+        commands.cloned().collect()
+    }
+
+    /// The lines of a help that can be pasted.
+    fn examples(help: &str) -> Vec<&str> {
+        help.lines().filter(|line| line.starts_with("  servicekit ")).collect()
+    }
+
+    /// Splits as a shell does, as far as the examples go.
+    fn split(line: &str) -> Vec<String> {
+        let quoted = line.trim().split('\'').enumerate();
+        let words = quoted.flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect(),
+            _ => vec![part.to_owned()],
+        });
+        words.collect()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_that_parse_and_can_be_pasted() {
+        for command in commands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = examples(&help);
+            assert!(!examples.is_empty(), "{} has no examples", command.get_name());
+            for line in examples {
+                assert!(line.len() < 80, "wrapped on a narrow terminal: {line}");
+                assert_eq!(split(line)[1], command.get_name());
+                Cli::try_parse_from(split(line)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_a_test_file() {
+        for command in commands() {
+            let name = command.get_name().replace('-', "_");
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name + ".rs");
+            assert!(file.exists(), "{} is missing", file.display());
+        }
+    }
+
+    #[test]
+    fn help_reads_well() {
+        let mut all = Cli::command().bin_name("servicekit").term_width(100);
+        let mut text = all.render_long_help().to_string();
+        for command in commands() {
+            let name = command.get_name().to_owned();
+            let help = command.term_width(100).render_long_help();
+            text += &format!("\n==== {name} ====\n\n{help}");
+        }
+        insta::assert_snapshot!("help", text);
+    }
+
+    #[test]
+    fn what_is_wrong_fits_on_one_line() {
+        for (line, said) in [
+            (
+                "servicekit hosts",
+                "the following required arguments were not provided: --label <LABEL>",
+            ),
+            (
+                "servicekit hosts --lable web",
+                "unexpected argument '--lable' found; tip: a similar argument exists: '--label'",
+            ),
+            (
+                "servicekit hosts --label web --timeout 1x --wait",
+                "invalid value '1x' for '--timeout <DURATION>': \
+                 expected a whole number and ms, s, m, h or d, such as 15s",
+            ),
+        ] {
+            assert_eq!(one_line(&Cli::try_parse_from(split(line)).unwrap_err()), said);
+        }
     }
 }

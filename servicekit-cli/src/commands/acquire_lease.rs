@@ -31,14 +31,17 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   servicekit acquire-lease --label web --service-id web-1 -o json
-  servicekit acquire-lease --label backup --acquire-timeout 0 -- /usr/local/bin/backup --full
-  servicekit acquire-lease --label web --until-healthy http://127.0.0.1:8080/health -- /usr/local/bin/web
-  servicekit acquire-lease --label build --slots 4 --acquire-timeout forever -- make
+  servicekit acquire-lease --label backup --acquire-timeout 0 -- backup --full
+  servicekit acquire-lease --label web --until-healthy http://10.0.0.1/ -- web
+  servicekit acquire-lease --label build --slots 4 -- make
 
 Exit status with a command:
-  that of the command (128 + N when signal N ended it), 123 the lease was lost and the command stopped,
-  124 timed out waiting for the lease, 125 servicekit failed or the store is away, 126 the command cannot be executed,
-  127 it was not found")]
+  its own, 128 + N when signal N ended it
+  123  the lease was lost and the command stopped
+  124  timed out waiting for the lease
+  125  servicekit failed, or the store is away
+  126  the command cannot be executed
+  127  the command was not found")]
 pub(crate) struct AcquireLease {
     /// The lease
     #[arg(long)]

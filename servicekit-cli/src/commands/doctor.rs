@@ -10,7 +10,7 @@ use crate::{
     report::Failure,
 };
 
-/// Examine the store: can it be reached, does it allow what is needed, how far is its clock, what does it promise
+/// Examine the store: is it there, does it allow what is needed, what does it promise
 ///
 /// Ends with 0 when all is well (warnings are no problem), and with 3 otherwise.
 #[derive(Debug, clap::Args)]

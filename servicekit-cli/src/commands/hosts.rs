@@ -13,6 +13,7 @@ use crate::{
     exit::Exit,
     format::{self, Format},
     output::{self, Output},
+    progress::Progress,
     report::{Failure, say},
     signals::Signals,
 };
@@ -99,15 +100,19 @@ async fn wait(
     let deadline = context.env.clock.now() + time;
     let registry = context.connect_by(Some(deadline)).await?.registry;
     let mut following = Following::new(registry.watch(label));
+    let mut progress = Progress::default();
     let mut last = Vec::new();
     while let Some(instances) = context.until(deadline, following.next()).await {
         let up = instances.iter().filter(|instance| instance.state == State::Up).count();
         last = printer.pick(instances);
         if up >= number as usize {
+            drop(progress);
             output::print(printer.render(&last)?).await?;
             return Ok(Exit::DONE);
         }
+        progress.show(format!("waiting for {label}: {up} of {number} up"));
     }
+    drop(progress);
     if let Some(error) = following.away() {
         return Err(error.into());
     }

@@ -24,8 +24,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   servicekit watch --label web --monitor-url http://127.0.0.1:8080/health
-  servicekit watch --label db --monitor-tcp 10.0.0.1:5432 --service-info role=primary
-  servicekit watch --label queue --monitor-exec 'rabbitmqctl status' --address 10.0.0.1:5672 --timeout 5s --detect-within 30s
+  servicekit watch --label db --monitor-tcp 10.0.0.1:5432 --service-info a=b
+  servicekit watch --label mq --monitor-exec 'mq-ping -q' --address mq-1:5672
   servicekit watch --config /etc/servicekit/watch.toml
 
 A configuration file has a [[service]] for each service; its keys are the flags above:

@@ -1,0 +1,222 @@
+//! `servicekit hosts`.
+
+mod harness;
+
+use std::{process::Stdio, time::Duration};
+
+use harness::{Signal, Store, Web, eventually, hostname};
+use serde_json::Value;
+
+/// A watcher of an instance that is said to be at `address`.
+fn watch_at(store: &Store, id: &str, web: &Web, address: &str) -> harness::Running {
+    let url = web.url();
+    let fast = "--interval 100ms --timeout 1s --detect-within 3s --service-info version=7";
+    store.spawn(&format!(
+        "watch --label web --service-id {id} --monitor-url {url} --address {address} {fast}"
+    ))
+}
+
+#[test]
+fn none_up_ends_with_1_and_a_valid_empty_document() {
+    let store = Store::new();
+    for (format, stdout) in [
+        ("", ""),
+        ("--format csv", ""),
+        ("--format lines", ""),
+        ("--format json", "[]\n"),
+        ("-o json", "[]\n"),
+        ("--format prometheus", "[]\n"),
+        ("--all", ""),
+        ("--all -o json", "[]\n"),
+    ] {
+        let done = store.run(&format!("hosts --label web {format}"));
+        assert_eq!(
+            (done.code, done.stdout.as_str(), done.stderr.as_str()),
+            (1, stdout, ""),
+            "{format}"
+        );
+    }
+}
+
+#[test]
+fn those_that_are_up_are_listed_in_natural_order() {
+    let store = Store::new();
+    let (well, ill) = (Web::new(200), Web::new(500));
+    let mut watchers = [
+        watch_at(&store, "ten", &well, "10.0.0.10:80"),
+        watch_at(&store, "two", &well, "10.0.0.2:80"),
+        watch_at(&store, "six", &well, "[fe80::6]:80"),
+        watch_at(&store, "none", &well, "10.0.0.3"),
+        watch_at(&store, "ill", &ill, "10.0.0.1:80"),
+    ];
+    for watcher in &mut watchers[..4] {
+        watcher.says("-> up");
+    }
+    watchers[4].says("-> down");
+    assert_eq!(store.run("hosts --label web --wait 4").code, 0);
+    eventually("the one that is down", || {
+        store.run("hosts --label web --all").stdout.contains("down")
+    });
+    for (options, stdout) in [
+        ("", "10.0.0.2:80,10.0.0.3,10.0.0.10:80,[fe80::6]:80\n"),
+        ("--no-port", "10.0.0.2,10.0.0.3,10.0.0.10,fe80::6\n"),
+        ("--port 9200", "10.0.0.2:9200,10.0.0.3:9200,10.0.0.10:9200,[fe80::6]:9200\n"),
+        ("--format lines", "10.0.0.2:80\n10.0.0.3\n10.0.0.10:80\n[fe80::6]:80\n"),
+        ("-o text --wait 4", "10.0.0.2:80,10.0.0.3,10.0.0.10:80,[fe80::6]:80\n"),
+    ] {
+        let done = store.run(&format!("hosts --label WEB {options}"));
+        assert_eq!((done.code, done.stdout.as_str()), (0, stdout), "{options}: {}", done.stderr);
+    }
+
+    let hosts = store.json("hosts --label web -o json");
+    let first = &hosts[0];
+    assert_eq!(first["label"], "web");
+    assert_eq!(first["service_id"], "two");
+    assert_eq!((first["host"].as_str(), first["port"].as_u64()), (Some("10.0.0.2"), Some(80)));
+    assert_eq!(first["state"], "up");
+    assert_eq!(first["info"], serde_json::json!({ "version": "7" }));
+    assert!(first["since"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(hosts[1]["port"], Value::Null);
+    assert_eq!(hosts, store.json("hosts --label web --format json"));
+
+    let targets = store.json("hosts --label web --format prometheus");
+    assert_eq!(targets[3]["targets"], serde_json::json!(["[fe80::6]:80"]));
+    assert_eq!(targets[3]["labels"]["__meta_servicekit_service_id"], "six");
+
+    let all = store.json("hosts --label web --all -o json");
+    assert_eq!(all[0]["service_id"], "ill");
+    assert_eq!(all[0]["state"], "down");
+    assert!(all[0]["reason"].as_str().unwrap().contains("500"), "{all}");
+    let table = store.run("hosts --label web --all").stdout;
+    assert!(
+        table
+            .lines()
+            .any(|row| row.starts_with("ill ") && row.contains("down") && row.contains("500"))
+    );
+}
+
+#[test]
+fn a_loopback_is_registered_as_this_host() {
+    let store = Store::new();
+    let web = Web::new(200);
+    let mut watcher = store.watch("web", "web-1", &web.url());
+    watcher.says("-> up");
+    let expected = format!("{}:{}\n", hostname(), web.port());
+    assert_eq!(store.run("hosts --label web --wait").stdout, expected);
+}
+
+#[test]
+fn waiting_ends_when_enough_are_up() {
+    let store = Store::new();
+    let web = Web::new(500);
+    let waiting = store.spawn("hosts --label web --wait 2 --timeout 60s");
+    let _one = watch_at(&store, "one", &web, "h1:1");
+    let _two = watch_at(&store, "two", &web, "h2:2");
+    eventually("both down", || {
+        let done = store.run("hosts --label web --all -o json");
+        let all: Value = serde_json::from_str(&done.stdout).unwrap();
+        all.as_array().unwrap().iter().filter(|one| one["state"] == "down").count() == 2
+    });
+    web.set(200);
+    let done = waiting.wait();
+    assert_eq!((done.code, done.stdout.as_str()), (0, "h1:1,h2:2\n"), "{}", done.stderr);
+    assert!(done.stderr.contains("waiting for web: 0 of 2 up"), "{}", done.stderr);
+}
+
+#[test]
+fn waiting_in_vain_ends_with_1() {
+    let store = Store::new();
+    for (format, stdout) in [("csv", ""), ("json", "[]\n")] {
+        let done =
+            store.run(&format!("hosts --label web --wait --timeout 200ms --format {format}"));
+        assert_eq!((done.code, done.stdout.as_str()), (1, stdout));
+        assert!(done.stderr.contains("0 of 1"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn watching_prints_the_list_now_and_on_each_change() {
+    let store = Store::new();
+    let web = Web::new(200);
+    let following = store.spawn("hosts --label web --watch");
+    following.last_line_is("");
+    let _one = watch_at(&store, "one", &web, "h1:1");
+    following.last_line_is("h1:1");
+    let two = watch_at(&store, "two", &web, "h2:2");
+    following.last_line_is("h1:1,h2:2");
+    two.end(Signal::TERM, Duration::from_secs(8));
+    following.last_line_is("h1:1");
+    web.set(500);
+    following.last_line_is("");
+    let done = following.end(Signal::TERM, Duration::from_secs(8));
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+    assert_eq!(done.stdout, "\nh1:1\nh1:1,h2:2\nh1:1\n\n");
+}
+
+#[test]
+fn watching_as_json_is_a_document_a_line() {
+    let store = Store::new();
+    let following = store.spawn("hosts --label web --watch -o json");
+    following.last_line_is("[]");
+    let web = Web::new(200);
+    let _one = watch_at(&store, "one", &web, "h1:1");
+    eventually("a document with the host", || {
+        let stdout = following.stdout();
+        let last = stdout.lines().last().unwrap_or_default();
+        serde_json::from_str::<Value>(last).is_ok_and(|list| list[0]["host"] == "h1")
+    });
+}
+
+#[test]
+fn a_signal_before_there_is_an_answer_is_told_by_the_status() {
+    let store = Store::new();
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut waiting = store.spawn("hosts --label web --wait --timeout 100s");
+        waiting.says("waiting for web: 0 of 1 up");
+        let done = waiting.end(signal, Duration::from_secs(8));
+        assert_eq!((done.code, done.stdout.as_str()), (code, ""), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let store = Store::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = store.command(["hosts", "--label", "web", "-o", "json"]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let store = Store::new();
+    for (options, parts) in [
+        ("--port 0", &["--port", "0"][..]),
+        ("--port 70000", &["--port", "70000"]),
+        ("--port 1 --no-port", &["--port", "--no-port"]),
+        ("--format json -o json", &["--format", "--output"]),
+        ("--format haproxy", &["--format", "haproxy"]),
+        ("--all --format csv", &["--all", "--format json"]),
+        ("--all --format prometheus", &["--all"]),
+        ("--timeout 5s", &["--wait"]),
+        ("--wait 0", &["--wait", "0"]),
+        ("--wait two", &["--wait", "two"]),
+        ("--wait --timeout 5x", &["--timeout", "5x", "15s"]),
+        ("--wait --watch", &["--wait", "--watch"]),
+    ] {
+        store.run(&format!("hosts --label web {options}")).is_usage_error(parts);
+    }
+}
+
+#[test]
+fn a_store_that_is_away_for_the_whole_wait_ends_with_3() {
+    let store = Store::new();
+    std::fs::write(store.path("store.db"), "no database".repeat(500)).unwrap();
+    for options in ["", "--wait --timeout 1s", "--watch"] {
+        let done = store.run(&format!("hosts --label web {options}"));
+        assert_eq!((done.code, done.stdout.as_str()), (3, ""), "{options}: {done:?}");
+        assert!(done.stderr.contains(&store.url()), "{}", done.stderr);
+    }
+}

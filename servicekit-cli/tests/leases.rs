@@ -1,0 +1,59 @@
+//! `servicekit leases`.
+
+mod harness;
+
+use harness::{Store, eventually};
+use serde_json::Value;
+
+#[test]
+fn grants_and_waiters_are_listed() {
+    let store = Store::new();
+    let taken = store.json("acquire-lease --label web --service-id a --lease-timeout 300s -o json");
+    let _holding =
+        store.spawn("acquire-lease --label db --slots 2 --service-id keeper -- sleep 1000");
+    let mut first = store.spawn("acquire-lease --label web --service-id b");
+    first.says("0 ahead");
+    let mut second = store.spawn("acquire-lease --label web --service-id c");
+    second.says("1 ahead");
+    eventually("both leases", || store.json("leases -o json").as_array().unwrap().len() == 2);
+
+    let web = store.lease("web");
+    assert_eq!((web["label"].as_str(), web["slots"].as_u64()), (Some("web"), Some(1)));
+    let grant = &web["grants"][0];
+    assert_eq!(grant["service_id"], "a");
+    assert_eq!(grant["token"], taken["token"]);
+    assert_eq!(grant["slot"], 0);
+    assert_eq!(grant["attended"], false);
+    assert_eq!(grant["expires_at"], taken["expires_at"]);
+    assert!(grant["since"].as_str().unwrap().ends_with('Z'));
+    let waiting: Vec<_> = web["waiting"].as_array().unwrap().iter().map(place).collect();
+    assert_eq!(waiting, [(1, "b"), (2, "c")]);
+
+    let db = store.lease("db");
+    assert_eq!(db["slots"], 2);
+    assert_eq!(db["grants"][0]["attended"], true);
+    assert_eq!(db["waiting"], serde_json::json!([]));
+
+    let table = store.run("leases").stdout;
+    let row = |parts: &[&str]| table.lines().any(|row| parts.iter().all(|part| row.contains(part)));
+    assert!(row(&["web", "a", "unattended", &taken["token"].to_string()]), "{table}");
+    assert!(row(&["web", "c", "waits in place 2"]), "{table}");
+    assert!(row(&["db", "keeper", " attended"]), "{table}");
+}
+
+fn place(waiter: &Value) -> (u64, &str) {
+    (waiter["place"].as_u64().unwrap(), waiter["service_id"].as_str().unwrap())
+}
+
+#[test]
+fn a_free_lease_is_told_from_one_that_never_was() {
+    let store = Store::new();
+    assert_eq!(store.json("leases -o json"), serde_json::json!([]));
+    let done = store.run("leases --label web -o json");
+    assert_eq!((done.code, done.stdout.as_str()), (1, "[]\n"));
+    assert!(done.stderr.contains("no lease is called web"), "{}", done.stderr);
+    store.run("acquire-lease --label web --service-id a");
+    store.run("release-lease --label web --service-id a");
+    assert_eq!(store.lease("web")["grants"], serde_json::json!([]));
+    assert!(store.run("leases").stdout.contains("free"));
+}
