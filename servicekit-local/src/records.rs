@@ -40,7 +40,12 @@ impl View<'_> {
         let parameters =
             params![key.group.as_str(), key.name.as_str(), nanos(self.now.since_boot()), self.boot];
         let stored = statement.query_row(parameters, Stored::read).optional()?;
-        stored.map(|stored| stored.record(&key.group, self.now)).transpose()
+        stored
+            .map(|stored| {
+                stored.check_name(key)?;
+                stored.record(&key.group, self.now)
+            })
+            .transpose()
     }
 
     pub(crate) fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
@@ -68,8 +73,13 @@ impl View<'_> {
              ORDER BY name";
         let mut statement = self.conn.prepare_cached(SQL)?;
         let parameters = params![group.as_str(), nanos(self.now.since_boot()), self.boot];
+        let first = records.len();
         for stored in statement.query_map(parameters, Stored::read)? {
-            records.push(stored?.record(group, self.now)?);
+            let record = stored?.record(group, self.now)?;
+            if records[first..].last().is_some_and(|last| last.key.name >= record.key.name) {
+                return Err(Fault::Damaged(format!("the records of {group} are out of order")));
+            }
+            records.push(record);
         }
         Ok(())
     }
@@ -249,6 +259,7 @@ impl<'c> Edit<'c> {
             params![key.group.as_str(), key.name.as_str(), nanos(self.now.since_boot())];
         let stored = self.prepare(SQL)?.query_row(parameters, Stored::read).optional()?;
         if let Some(stored) = &stored {
+            stored.check_name(key)?;
             stored.check(&key.group)?;
         }
         Ok(stored)
@@ -381,6 +392,11 @@ impl Stored {
     /// SQLite notices a damaged page only where its structure breaks; a wrong token would pass.
     fn check(&self, group: &Group) -> Result<()> {
         if self.sum == self.checksum(group) { Ok(()) } else { Err(self.damage(group)) }
+    }
+
+    /// In a damaged page, looking for one record may find another.
+    fn check_name(&self, key: &Key) -> Result<()> {
+        if self.name == key.name.as_str() { Ok(()) } else { Err(self.damage(&key.group)) }
     }
 
     fn damage(&self, group: &Group) -> Fault {
