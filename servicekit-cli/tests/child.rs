@@ -55,6 +55,7 @@ fn trials() -> Vec<Trial> {
         what_the_child_leaves_running_is_ended_before_it_is_reported,
         killing_the_parent_ends_the_tree,
         stopping_the_parent_ends_the_tree_by_the_deadline,
+        a_parent_that_was_stopped_hears_how_the_child_ended,
         killing_the_guard_ends_the_tree,
         stopping_the_guard_ends_the_tree_by_the_deadline,
         a_guard_that_was_stopped_hears_of_the_renewals,
@@ -195,6 +196,18 @@ async fn stopping_the_parent_ends_the_tree_by_the_deadline(script: Script) {
     world.nobody_is_left(Duration::from_millis(script.lease_ms) + SLACK).await;
     world.signal_parent(Signal::CONT);
     assert_eq!(world.ends().await, 123);
+}
+
+async fn a_parent_that_was_stopped_hears_how_the_child_ended(script: Script) {
+    let script = Script { lease_ms: 2000, renew_ms: 100, ..script };
+    let mut world =
+        World::new(&script, ": > ready; while [ ! -e go ]; do sleep 0.02; done; exit 9");
+    world.ready().await;
+    world.signal_parent(Signal::STOP);
+    fs::write(world.path("go"), "").unwrap();
+    world.env.clock.sleep(Duration::from_millis(script.lease_ms + 500)).await;
+    world.signal_parent(Signal::CONT);
+    assert_eq!(world.ends().await, 9);
 }
 
 async fn killing_the_guard_ends_the_tree(script: Script) {

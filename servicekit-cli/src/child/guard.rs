@@ -49,7 +49,6 @@ async fn run() -> io::Result<()> {
     let mut link = Some(link);
     while !guard.is_done() {
         tokio::select! {
-            // A renewal that has arrived counts, however late this process comes to run.
             biased;
             order = receive(link.as_ref()) => match order {
                 Some(order) => guard.obey(order, clock.now()),
@@ -58,7 +57,13 @@ async fn run() -> io::Result<()> {
                     guard.parent_is_gone(clock.now());
                 }
             },
-            () = until(&*clock, guard.due()) => guard.on_time(clock.now()),
+            () = until(&*clock, guard.due()) => {
+                // A renewal that has arrived counts, however late this process comes to run.
+                while let Some(order) = link.as_ref().and_then(Link::arrived) {
+                    guard.obey(order, clock.now());
+                }
+                guard.on_time(clock.now());
+            }
             _ = child_ended.recv() => guard.reap(clock.now()),
         }
     }
@@ -141,6 +146,9 @@ impl Guard {
     }
 
     fn on_time(&mut self, now: Instant) {
+        if self.due().is_none_or(|due| now < due) {
+            return;
+        }
         if self.kill_at.is_none() {
             self.stop(now);
             return;

@@ -248,7 +248,7 @@ impl Supervisor {
         tokio::select! {
             biased;
             report = self.link.receive() => report.ok().flatten().map_or(News::Died, News::Report),
-            () = until(&*self.clock, late) => News::Late,
+            () = until(&*self.clock, late) => self.link.arrived().map_or(News::Late, News::Report),
         }
     }
 

@@ -98,17 +98,12 @@ impl Link {
     ///
     /// Dropping the future loses nothing.
     pub(super) async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
-        let mut packet = [0; 256];
-        let receive = |socket: &OwnedFd| match receive(socket, &mut packet) {
-            // The other end left without reading all; what it had sent before is still to be read.
-            Err(Errno::CONNRESET) => Ok(receive(socket, &mut packet)?),
-            other => Ok(other?),
-        };
-        let length = self.0.async_io(Interest::READABLE, receive).await?;
-        if length == 0 {
-            return Ok(None);
-        }
-        Ok(Some(serde_json::from_slice(&packet[..length.min(packet.len())])?))
+        self.0.async_io(Interest::READABLE, receive).await
+    }
+
+    /// A message that has arrived already, though the event loop may not have noticed yet.
+    pub(super) fn arrived<T: DeserializeOwned>(&self) -> Option<T> {
+        receive(self.0.get_ref()).ok().flatten()
     }
 
     /// Hands over the task, and the standard input that its command is to have.
@@ -149,9 +144,19 @@ impl From<Deadline> for Instant {
     }
 }
 
-fn receive(socket: &OwnedFd, packet: &mut [u8]) -> rustix::io::Result<usize> {
-    let (_, length) = rustix::net::recv(socket, packet, RecvFlags::DONTWAIT)?;
-    Ok(length)
+fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<T>> {
+    let mut packet = [0; 256];
+    let mut receive = || rustix::net::recv(socket, &mut packet[..], RecvFlags::DONTWAIT);
+    let (_, length) = match receive() {
+        // The other end left without reading all; what it had sent before is still to be read.
+        Err(Errno::CONNRESET) => receive()?,
+        other => other?,
+    };
+    match packet.get(..length) {
+        Some([]) => Ok(None),
+        Some(message) => Ok(Some(serde_json::from_slice(message)?)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 fn receive_files(socket: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
