@@ -10,10 +10,7 @@ pub use faulty::Faulty;
 
 /// How often which fault happens; each rate is a probability from 0.0 to 1.0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "made by tests, with struct update"
-)]
+#[expect(clippy::exhaustive_structs, reason = "made by tests, with struct update")]
 pub struct Plan {
     /// A request fails and was not applied.
     pub fail_before: f64,

@@ -102,10 +102,7 @@ impl History {
     pub fn joining(&self, at: Instant) -> Attempt {
         let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = Attempt(events.len());
-        events.push(Event {
-            at,
-            what: What::Joining(attempt),
-        });
+        events.push(Event { at, what: What::Joining(attempt) });
         attempt
     }
 
@@ -132,10 +129,7 @@ impl History {
     /// What was written.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Everything that must not have happened, for a lease of at most so many slots.
@@ -147,17 +141,11 @@ impl History {
     /// How many grants there were.
     #[must_use]
     pub fn grants(&self) -> usize {
-        self.events()
-            .iter()
-            .filter(|event| matches!(event.what, What::Granted(..)))
-            .count()
+        self.events().iter().filter(|event| matches!(event.what, What::Granted(..))).count()
     }
 
     fn write(&self, at: Instant, what: What) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Event { at, what });
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Event { at, what });
     }
 }
 

@@ -33,18 +33,13 @@ pub struct Sim {
 ///
 /// When `body` does, or when it is called within another runtime.
 pub fn run<T, F: Future<Output = T>>(seed: u64, body: impl FnOnce(Sim) -> F) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let runtime = runtime.expect("a runtime can be built");
     let result = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             let clock = SimClock::new();
-            let env = Env {
-                clock: Arc::new(clock.clone()),
-                random: Random::seeded(seed),
-            };
+            let env = Env { clock: Arc::new(clock.clone()), random: Random::seeded(seed) };
             body(Sim { env, clock, seed }).await
         })
     }));
@@ -77,24 +72,15 @@ impl SimClock {
     /// The clock of a host. It needs a runtime whose time is paused.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(Jumps {
-            boot: BOOTED_BEFORE,
-            wall_millis: EPOCH_MILLIS,
-        })
+        Self::with(Jumps { boot: BOOTED_BEFORE, wall_millis: EPOCH_MILLIS })
     }
 
     /// The clock of another host: the same time passes, but it was booted at another moment.
     #[must_use]
     pub fn another_host(&self, booted_earlier: Duration) -> Self {
         let Jumps { boot, wall_millis } = *self.jumps.borrow();
-        let clock = Self::with(Jumps {
-            boot: boot + booted_earlier,
-            wall_millis,
-        });
-        Self {
-            started: self.started,
-            ..clock
-        }
+        let clock = Self::with(Jumps { boot: boot + booted_earlier, wall_millis });
+        Self { started: self.started, ..clock }
     }
 
     /// The host was suspended for so long: its boot clock and its wall clock jump, its pauses do not.
@@ -107,32 +93,21 @@ impl SimClock {
 
     /// Somebody sets the wall clock forward.
     pub fn set_forward(&self, by: Duration) {
-        self.jumps
-            .send_modify(|jumps| jumps.wall_millis += millis(by));
+        self.jumps.send_modify(|jumps| jumps.wall_millis += millis(by));
     }
 
     /// Somebody sets the wall clock back.
     pub fn set_back(&self, by: Duration) {
-        self.jumps
-            .send_modify(|jumps| jumps.wall_millis -= millis(by));
+        self.jumps.send_modify(|jumps| jumps.wall_millis -= millis(by));
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is what simulated clocks are made of"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is what simulated clocks are made of")]
     fn with(jumps: Jumps) -> Self {
         let started = tokio::time::Instant::now();
-        Self {
-            started,
-            jumps: Arc::new(watch::Sender::new(jumps)),
-        }
+        Self { started, jumps: Arc::new(watch::Sender::new(jumps)) }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is what simulated clocks are made of"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is what simulated clocks are made of")]
     fn passed(&self) -> Duration {
         tokio::time::Instant::now() - self.started
     }
@@ -155,10 +130,7 @@ impl Clock for SimClock {
         Timestamp::from_millis(u64::try_from(now).unwrap_or(0))
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is what simulated clocks are made of"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is what simulated clocks are made of")]
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
@@ -222,11 +194,7 @@ mod tests {
                 suspend,
             );
             assert_eq!(ended, Duration::from_secs(60));
-            assert_eq!(
-                other.now().since(elsewhere),
-                HOUR,
-                "the pause was not cut short"
-            );
+            assert_eq!(other.now().since(elsewhere), HOUR, "the pause was not cut short");
             assert_eq!(clock.now().since(before), HOUR * 2);
         });
     }

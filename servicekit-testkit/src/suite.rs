@@ -37,16 +37,11 @@ use crate::fault::Plan;
 
 /// Every case there is, level by level.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    [
-        store::TABLES,
-        certs::TABLES,
-        registry::TABLES,
-        leases::TABLES,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
-    .flatten()
+    [store::TABLES, certs::TABLES, registry::TABLES, leases::TABLES]
+        .into_iter()
+        .flatten()
+        .copied()
+        .flatten()
 }
 
 /// Runs the suite as a test target of its own does: every case a test, chosen by the arguments that `cargo test` and
@@ -101,11 +96,7 @@ impl Subject {
     where
         F: Future<Output = Result<Fresh>> + Send + 'static,
     {
-        Self {
-            name,
-            time,
-            open: Arc::new(move |env| Box::pin(open(env))),
-        }
+        Self { name, time, open: Arc::new(move |env| Box::pin(open(env))) }
     }
 
     /// What it is called.
@@ -124,14 +115,8 @@ impl Subject {
     /// repeated from its seed alone.
     #[must_use]
     pub fn run_all(&self, options: Options) -> Report {
-        let outcomes = cases()
-            .map(|case| (case.name, self.run(case, options)))
-            .collect();
-        Report {
-            subject: self.name,
-            options,
-            outcomes,
-        }
+        let outcomes = cases().map(|case| (case.name, self.run(case, options))).collect();
+        Report { subject: self.name, options, outcomes }
     }
 }
 
@@ -140,19 +125,9 @@ impl Fresh {
     #[must_use]
     pub fn new(store: impl Store) -> Self {
         let backend = |store, namespace, env| {
-            Backend::over(
-                "suite",
-                store,
-                namespace,
-                env,
-                servicekit_core::store::Limits::default(),
-            )
+            Backend::over("suite", store, namespace, env, servicekit_core::store::Limits::default())
         };
-        Self {
-            store: Arc::new(store),
-            backend: Arc::new(backend),
-            keep: Vec::new(),
-        }
+        Self { store: Arc::new(store), backend: Arc::new(backend), keep: Vec::new() }
     }
 
     /// Keeps `thing` until the case has ended, such as a folder that is then removed.
@@ -169,10 +144,7 @@ impl Fresh {
         self,
         make: impl Fn(Arc<dyn Store>, Namespace, Env) -> Backend + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            backend: Arc::new(make),
-            ..self
-        }
+        Self { backend: Arc::new(make), ..self }
     }
 }
 
@@ -187,18 +159,13 @@ impl fmt::Debug for Subject {
 
 impl fmt::Debug for Fresh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fresh")
-            .field("store", &self.store)
-            .finish_non_exhaustive()
+        f.debug_struct("Fresh").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
 /// Options for a run with faults.
 impl From<(u64, Plan)> for Options {
     fn from((seed, plan): (u64, Plan)) -> Self {
-        Self {
-            seed,
-            plan: Some(plan),
-        }
+        Self { seed, plan: Some(plan) }
     }
 }

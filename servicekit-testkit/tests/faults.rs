@@ -11,25 +11,34 @@ const SEEDS: u64 = 12;
 
 #[test]
 fn a_store_like_a_server_keeps_its_promises_under_faults() {
-    under_faults("server", Profile::Server);
+    under_faults("server", Profile::Server, Plan::ROUGH);
 }
 
 #[test]
 fn a_store_like_a_feed_keeps_its_promises_under_faults() {
-    under_faults("feed", Profile::Feed);
+    under_faults("feed", Profile::Feed, Plan::ROUGH);
 }
 
 #[test]
 fn a_store_like_a_table_keeps_its_promises_under_faults() {
-    under_faults("table", Profile::Table);
+    under_faults("table", Profile::Table, Plan::ROUGH);
 }
 
-fn under_faults(name: &'static str, profile: Profile) {
-    let open = move |env| async move { Ok(Fresh::new(Memory::new(env, profile))) };
-    let subject = Subject::new(name, Time::Simulated, open);
+#[test]
+fn a_store_whose_lists_are_stale_keeps_the_promises_that_it_makes() {
+    under_faults("stale", Profile::Feed, Plan { stale_list: 0.3, ..Plan::ROUGH });
+}
+
+fn under_faults(name: &'static str, profile: Profile, plan: Plan) {
+    let subject = memory(name, profile);
     let seeds = std::env::var("SERVICEKIT_SEEDS").ok().map(|seeds| seeds.parse().unwrap());
     for seed in 0..seeds.unwrap_or(SEEDS) {
-        let options = Options { seed, plan: Some(Plan::ROUGH) };
-        subject.run_all(options).expect_no_failures();
+        subject.run_all(Options { seed, plan: Some(plan) }).expect_no_failures();
     }
+}
+
+fn memory(name: &'static str, profile: Profile) -> Subject {
+    Subject::new(name, Time::Simulated, move |env| async move {
+        Ok(Fresh::new(Memory::new(env, profile)))
+    })
 }

@@ -34,10 +34,7 @@ impl Counting {
     /// Counts from zero.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self {
-            store,
-            counts: Arc::default(),
-        }
+        Self { store, counts: Arc::default() }
     }
 
     /// How many requests there were until now.
@@ -55,14 +52,7 @@ impl Counts {
     /// All together.
     #[must_use]
     pub fn sum(&self) -> u64 {
-        let Self {
-            get,
-            put,
-            touch,
-            delete,
-            list,
-            watch,
-        } = self;
+        let Self { get, put, touch, delete, list, watch } = self;
         get + put + touch + delete + list + watch
     }
 }

@@ -60,11 +60,7 @@ impl Faulty {
     /// A store in front of `store` that does not fail yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, seed: u64) -> Self {
-        let state = State {
-            plan: Plan::NONE,
-            script: None,
-            answers: BTreeMap::new(),
-        };
+        let state = State { plan: Plan::NONE, script: None, answers: BTreeMap::new() };
         Self(Arc::new(Inner {
             store,
             clock,
@@ -139,11 +135,7 @@ impl Faulty {
         } else {
             None
         };
-        Fate {
-            fault,
-            before,
-            after,
-        }
+        Fate { fault, before, after }
     }
 
     /// Sends one request, and lets its fate have its way.
@@ -152,11 +144,7 @@ impl Faulty {
         is_write: bool,
         request: impl FnOnce(Arc<dyn Store>) -> BoxFuture<'static, Result<T>> + Send,
     ) -> Result<T> {
-        let Fate {
-            fault,
-            before,
-            mut after,
-        } = self.draw(is_write);
+        let Fate { fault, before, mut after } = self.draw(is_write);
         let Inner { store, clock, .. } = &*self.0;
         pause(&**clock, before).await;
         let turns = self.turns();
@@ -196,9 +184,7 @@ impl Faulty {
         }
         let which = self.0.random.below(answers.len() as u64);
         if self.0.random.chance(rate) {
-            let earlier = usize::try_from(which)
-                .ok()
-                .and_then(|which| answers.get(which));
+            let earlier = usize::try_from(which).ok().and_then(|which| answers.get(which));
             return earlier.cloned().unwrap_or(answer);
         }
         answer
@@ -224,11 +210,7 @@ fn turn(turns: &mut u64, away: bool) -> bool {
 }
 
 fn delay(random: &Random, plan: Plan) -> Duration {
-    if random.chance(plan.delay) {
-        part(random, plan.slowest)
-    } else {
-        Duration::ZERO
-    }
+    if random.chance(plan.delay) { part(random, plan.slowest) } else { Duration::ZERO }
 }
 
 fn part(random: &Random, longest: Duration) -> Duration {
@@ -247,11 +229,7 @@ fn unavailable() -> Error {
 }
 
 fn lost(is_write: bool) -> Error {
-    let retry = if is_write {
-        Retry::Unknown
-    } else {
-        Retry::Safe
-    };
+    let retry = if is_write { Retry::Unknown } else { Retry::Safe };
     Error::new(Kind::Timeout, "no answer, by plan").retry_as(retry)
 }
 
@@ -261,40 +239,27 @@ impl Store for Faulty {
     fn capabilities(&self) -> Capabilities {
         let capabilities = self.0.store.capabilities();
         let linearizable = capabilities.linearizable && self.state().plan.stale_list == 0.0;
-        Capabilities {
-            linearizable,
-            ..capabilities
-        }
+        Capabilities { linearizable, ..capabilities }
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         let key = key.clone();
-        self.send(false, |store| {
-            Box::pin(async move { store.get(&key).await })
-        })
-        .await
+        self.send(false, |store| Box::pin(async move { store.get(&key).await })).await
     }
 
     async fn put(&self, put: &Put) -> Result<Version> {
         let put = put.clone();
-        self.send(true, |store| Box::pin(async move { store.put(&put).await }))
-            .await
+        self.send(true, |store| Box::pin(async move { store.put(&put).await })).await
     }
 
     async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
         let (key, write) = (key.clone(), write.clone());
-        self.send(true, |store| {
-            Box::pin(async move { store.touch(&key, &write).await })
-        })
-        .await
+        self.send(true, |store| Box::pin(async move { store.touch(&key, &write).await })).await
     }
 
     async fn delete(&self, key: &Key, version: &Version) -> Result<()> {
         let (key, version) = (key.clone(), version.clone());
-        self.send(true, |store| {
-            Box::pin(async move { store.delete(&key, &version).await })
-        })
-        .await
+        self.send(true, |store| Box::pin(async move { store.delete(&key, &version).await })).await
     }
 
     async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {

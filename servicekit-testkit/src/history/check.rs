@@ -45,20 +45,10 @@ fn courses(events: &[Event]) -> BTreeMap<Attempt, Course> {
         match *what {
             What::Joining(attempt) => courses.entry(attempt).or_default().joined = order,
             What::Waiting(attempt) => {
-                courses
-                    .entry(attempt)
-                    .or_default()
-                    .waited
-                    .get_or_insert(order);
+                courses.entry(attempt).or_default().waited.get_or_insert(order);
             }
             What::Granted(attempt, token, slot) => {
-                let grant = Grant {
-                    token,
-                    slot,
-                    order,
-                    from: *at,
-                    until: None,
-                };
+                let grant = Grant { token, slot, order, from: *at, until: None };
                 courses.entry(attempt).or_default().grant = Some(grant);
             }
             What::Ended(attempt, end) => {
@@ -67,9 +57,7 @@ fn courses(events: &[Event]) -> BTreeMap<Attempt, Course> {
                 close(course.grant.as_mut(), *at);
             }
             What::Forced(token) => {
-                let grants = courses
-                    .values_mut()
-                    .filter_map(|course| course.grant.as_mut());
+                let grants = courses.values_mut().filter_map(|course| course.grant.as_mut());
                 close(grants.into_iter().find(|grant| grant.token == token), *at);
             }
         }
@@ -119,10 +107,7 @@ fn crowds(grants: &[Grant], slots: u32, found: &mut Vec<Violation>) {
 /// A token is lower than that of a grant that was certainly before: on the same slot, or known before the join began.
 fn tokens(courses: &BTreeMap<Attempt, Course>, grants: &[Grant], found: &mut Vec<Violation>) {
     let mut fell = |from: &Grant, to: &Grant| {
-        let violation = Violation::TokenFell {
-            from: from.token,
-            to: to.token,
-        };
+        let violation = Violation::TokenFell { from: from.token, to: to.token };
         if from.token >= to.token && !found.contains(&violation) {
             found.push(violation);
         }
@@ -134,9 +119,7 @@ fn tokens(courses: &BTreeMap<Attempt, Course>, grants: &[Grant], found: &mut Vec
             .find(|first| first.slot == second.slot)
             .into_iter()
             .for_each(|first| fell(first, second));
-        before
-            .filter(|first| first.token == second.token)
-            .for_each(|first| fell(first, second));
+        before.filter(|first| first.token == second.token).for_each(|first| fell(first, second));
     }
     for course in courses.values() {
         let Some(second) = &course.grant else {
@@ -169,10 +152,7 @@ fn turns(courses: &BTreeMap<Attempt, Course>, slots: u32, found: &mut Vec<Violat
                 (None, None) => false,
             };
             if !is_fine {
-                found.push(Violation::Overtaken {
-                    waited: *waited,
-                    granted: *attempt,
-                });
+                found.push(Violation::Overtaken { waited: *waited, granted: *attempt });
             }
         }
     }
@@ -187,10 +167,7 @@ mod tests {
         let events: Vec<_> = happened
             .iter()
             .enumerate()
-            .map(|(i, what)| Event {
-                at: second(i),
-                what: what.clone(),
-            })
+            .map(|(i, what)| Event { at: second(i), what: what.clone() })
             .collect();
         violations(&events, slots)
     }
@@ -248,27 +225,13 @@ mod tests {
             joining(3),
             granted(3, 12, 1),
         ];
-        assert_eq!(
-            found(2, &happened),
-            [],
-            "answers may come in another order than grants"
-        );
+        assert_eq!(found(2, &happened), [], "answers may come in another order than grants");
     }
 
     #[test]
     fn two_on_one_slot_are_found() {
-        let happened = [
-            joining(1),
-            granted(1, 10, 0),
-            joining(2),
-            granted(2, 11, 0),
-            left(1),
-        ];
-        let overlap = Violation::Overlap {
-            slot: 0,
-            first: Token(10),
-            second: Token(11),
-        };
+        let happened = [joining(1), granted(1, 10, 0), joining(2), granted(2, 11, 0), left(1)];
+        let overlap = Violation::Overlap { slot: 0, first: Token(10), second: Token(11) };
         assert_eq!(found(2, &happened), [overlap]);
     }
 
@@ -283,45 +246,23 @@ mod tests {
             joining(3),
             granted(3, 12, 0),
         ];
-        let overlap = Violation::Overlap {
-            slot: 0,
-            first: Token(10),
-            second: Token(12),
-        };
+        let overlap = Violation::Overlap { slot: 0, first: Token(10), second: Token(12) };
         assert_eq!(found(2, &happened), [overlap]);
     }
 
     #[test]
     fn more_than_there_are_slots_are_found() {
         let happened = [joining(1), granted(1, 10, 0), joining(2), granted(2, 11, 1)];
-        let crowd = Violation::TooMany {
-            at: second(3),
-            tokens: vec![Token(10), Token(11)],
-        };
+        let crowd = Violation::TooMany { at: second(3), tokens: vec![Token(10), Token(11)] };
         assert_eq!(found(1, &happened), [crowd]);
     }
 
     #[test]
     fn a_token_that_falls_or_comes_back_is_found() {
-        let fell = |from, to| Violation::TokenFell {
-            from: Token(from),
-            to: Token(to),
-        };
-        let again = [
-            joining(1),
-            granted(1, 10, 0),
-            left(1),
-            joining(2),
-            granted(2, 10, 0),
-        ];
+        let fell = |from, to| Violation::TokenFell { from: Token(from), to: Token(to) };
+        let again = [joining(1), granted(1, 10, 0), left(1), joining(2), granted(2, 10, 0)];
         assert_eq!(found(1, &again), [fell(10, 10)]);
-        let lower = [
-            joining(1),
-            granted(1, 10, 0),
-            left(1),
-            joining(2),
-            granted(2, 9, 0),
-        ];
+        let lower = [joining(1), granted(1, 10, 0), left(1), joining(2), granted(2, 9, 0)];
         assert_eq!(found(1, &lower), [fell(10, 9)]);
         let elsewhere = [joining(1), granted(1, 10, 0), joining(2), granted(2, 9, 1)];
         assert_eq!(found(2, &elsewhere), [fell(10, 9)]);
@@ -352,22 +293,25 @@ mod tests {
     #[test]
     fn of_several_slots_one_may_be_kept_for_who_was_first() {
         let happened = [
-            joining(1), joining(2), granted(1, 10, 0), granted(2, 11, 1), joining(3), waiting(3), joining(4),
-            waiting(4), left(1), left(2), granted(4, 12, 0), granted(3, 13, 1),
+            joining(1),
+            joining(2),
+            granted(1, 10, 0),
+            granted(2, 11, 1),
+            joining(3),
+            waiting(3),
+            joining(4),
+            waiting(4),
+            left(1),
+            left(2),
+            granted(4, 12, 0),
+            granted(3, 13, 1),
         ];
         assert_eq!(found(2, &happened), []);
     }
 
     #[test]
     fn one_who_left_or_missed_its_turn_may_be_overtaken() {
-        let start = [
-            joining(1),
-            granted(1, 10, 0),
-            joining(2),
-            waiting(2),
-            joining(3),
-            waiting(3),
-        ];
+        let start = [joining(1), granted(1, 10, 0), joining(2), waiting(2), joining(3), waiting(3)];
         for end in [left(2), lost(2)] {
             let happened = [start.as_slice(), &[end, left(1), granted(3, 11, 0)]].concat();
             assert_eq!(found(1, &happened), []);

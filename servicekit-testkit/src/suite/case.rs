@@ -54,20 +54,13 @@ impl Case {
     /// The first thing that this case needs and does not have.
     #[must_use]
     pub fn lacks(&self, setting: &Setting) -> Option<Need> {
-        self.needs
-            .iter()
-            .copied()
-            .find(|need| !need.is_met(setting))
+        self.needs.iter().copied().find(|need| !need.is_met(setting))
     }
 }
 
 impl Need {
     fn is_met(self, setting: &Setting) -> bool {
-        let Setting {
-            capabilities,
-            is_simulated,
-            has_faults,
-        } = setting;
+        let Setting { capabilities, is_simulated, has_faults } = setting;
         match self {
             Self::Linearizable => capabilities.linearizable,
             Self::NotLinearizable => !capabilities.linearizable,

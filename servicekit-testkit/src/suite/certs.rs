@@ -68,26 +68,18 @@ async fn what_was_put_is_got(world: World) {
     assert_eq!((&*found.bytes, &found.version), (&*sealed, &version));
     let next = put(&world, &other, "ca", b"next", Expect::At(version.clone())).await;
     assert_ne!(next, version);
-    assert_eq!(
-        &*get(&world, &certs, "ca").await.expect("what was put").bytes,
-        b"next"
-    );
+    assert_eq!(&*get(&world, &certs, "ca").await.expect("what was put").bytes, b"next");
 }
 
 /// Exactly one CA, however many ask at once.
 async fn of_many_who_find_nothing_one_writes(world: World) {
     let processes: Vec<_> = (0..8).map(|_| world.process().certs).collect();
     let tries = processes.iter().enumerate().map(async |(i, certs)| {
-        let result = certs
-            .put(&name("ca"), format!("{i}").as_bytes(), Expect::Absent)
-            .await;
+        let result = certs.put(&name("ca"), format!("{i}").as_bytes(), Expect::Absent).await;
         (format!("{i}"), result)
     });
     let results: Vec<(String, Result<Version>)> = join_all(tries).await;
-    let won: Vec<_> = results
-        .iter()
-        .filter(|(_, result)| result.is_ok())
-        .collect();
+    let won: Vec<_> = results.iter().filter(|(_, result)| result.is_ok()).collect();
     assert!(won.len() <= 1, "two wrote: {won:?}");
     for (_, result) in &results {
         if let Err(error) = result {
@@ -96,9 +88,7 @@ async fn of_many_who_find_nothing_one_writes(world: World) {
         }
     }
     if let [(bytes, Ok(version))] = won.as_slice() {
-        let found = get(&world, &processes[0], "ca")
-            .await
-            .expect("what was put");
+        let found = get(&world, &processes[0], "ca").await.expect("what was put");
         assert_eq!((&*found.bytes, &found.version), (bytes.as_bytes(), version));
     } else {
         assert!(world.setting.has_faults, "nobody wrote");
@@ -110,10 +100,7 @@ async fn a_put_needs_the_version(world: World) {
     let one = put(&world, &certs, "ca", b"one", Expect::Absent).await;
     let two = put(&world, &certs, "ca", b"two", Expect::At(one.clone())).await;
     for expect in [Expect::Absent, Expect::At(one)] {
-        let error = certs
-            .put(&name("ca"), b"three", expect)
-            .await
-            .expect_err("not as expected");
+        let error = certs.put(&name("ca"), b"three", expect).await.expect_err("not as expected");
         assert!(error.kind() == Kind::Conflict || world.setting.has_faults && is_fault(&error));
     }
     let found = get(&world, &certs, "ca").await.expect("what was put");
@@ -123,20 +110,11 @@ async fn a_put_needs_the_version(world: World) {
 async fn delete_needs_the_version(world: World) {
     let certs = world.process().certs;
     let allowed = |kind: Kind, error: servicekit_core::Error| {
-        assert!(
-            error.kind() == kind || world.setting.has_faults && is_fault(&error),
-            "{error:?}"
-        );
+        assert!(error.kind() == kind || world.setting.has_faults && is_fault(&error), "{error:?}");
     };
     let one = put(&world, &certs, "ca", b"one", Expect::Absent).await;
     let two = put(&world, &certs, "ca", b"two", Expect::At(one.clone())).await;
-    allowed(
-        Kind::Conflict,
-        certs
-            .delete(&name("ca"), &one)
-            .await
-            .expect_err("an old version"),
-    );
+    allowed(Kind::Conflict, certs.delete(&name("ca"), &one).await.expect_err("an old version"));
     assert!(get(&world, &certs, "ca").await.is_some());
     world
         .eventually("delete", || async {
@@ -151,13 +129,7 @@ async fn delete_needs_the_version(world: World) {
         })
         .await;
     assert_eq!(get(&world, &certs, "ca").await, None);
-    allowed(
-        Kind::NotFound,
-        certs
-            .delete(&name("ca"), &two)
-            .await
-            .expect_err("there is none"),
-    );
+    allowed(Kind::NotFound, certs.delete(&name("ca"), &two).await.expect_err("there is none"));
 }
 
 async fn a_list_shows_what_begins_with_a_prefix(world: World) {
@@ -165,11 +137,16 @@ async fn a_list_shows_what_begins_with_a_prefix(world: World) {
     for at in ["web:b", "web:a", "web2:a", "db"] {
         put(&world, &certs, at, b"x", Expect::Absent).await;
     }
-    let list = async |prefix| world.ok("list", || certs.list(prefix)).await;
-    assert_eq!(list("web:").await, ["web:a", "web:b"].map(name));
-    assert_eq!(list("web").await, ["web2:a", "web:a", "web:b"].map(name));
-    assert_eq!(list("").await.len(), 4);
-    assert_eq!(list("x").await, []);
+    for (prefix, expected) in [
+        ("web:", vec!["web:a", "web:b"]),
+        ("web", vec!["web2:a", "web:a", "web:b"]),
+        ("", vec!["db", "web2:a", "web:a", "web:b"]),
+        ("x", vec![]),
+    ] {
+        let expected: Vec<_> = expected.into_iter().map(name).collect();
+        let list = || async { world.ok("list", || certs.list(prefix)).await };
+        world.reads(prefix, expected, list).await;
+    }
 }
 
 async fn a_watch_shows_each_change(world: World) {
@@ -191,12 +168,7 @@ async fn a_watch_shows_each_change(world: World) {
     world.pass(std::time::Duration::from_millis(200)).await;
     world.faulty.back();
     let two = put(&world, &certs, "ca", b"two", Expect::At(one)).await;
-    until(
-        &mut changes,
-        "the second put, after an outage",
-        Some(b"two"),
-    )
-    .await;
+    until(&mut changes, "the second put, after an outage", Some(b"two")).await;
     if !world.setting.has_faults {
         certs.delete(&name("ca"), &two).await.expect("delete");
         until(&mut changes, "the delete", None).await;

@@ -57,21 +57,16 @@ const LONGEST_REAL: Duration = Duration::from_secs(120);
 impl Report {
     /// The cases that failed, and how.
     pub fn failed(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.outcomes
-            .iter()
-            .filter_map(|(name, outcome)| match outcome {
-                Outcome::Failed(how) => Some((*name, how.as_str())),
-                Outcome::Passed | Outcome::Ignored(_) => None,
-            })
+        self.outcomes.iter().filter_map(|(name, outcome)| match outcome {
+            Outcome::Failed(how) => Some((*name, how.as_str())),
+            Outcome::Passed | Outcome::Ignored(_) => None,
+        })
     }
 
     /// How many cases passed.
     #[must_use]
     pub fn passed(&self) -> usize {
-        self.outcomes
-            .iter()
-            .filter(|(_, outcome)| *outcome == Outcome::Passed)
-            .count()
+        self.outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Passed).count()
     }
 
     /// Panics unless every case passed or was ignored, with what is needed to repeat the failures.
@@ -80,38 +75,26 @@ impl Report {
     ///
     /// When a case failed, or none passed.
     pub fn expect_no_failures(&self) {
-        assert!(
-            self.failed().next().is_none() && self.passed() > 0,
-            "{self}"
-        );
+        assert!(self.failed().next().is_none() && self.passed() > 0, "{self}");
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (
-            Self {
-                subject, options, ..
-            },
-            passed,
-        ) = (self, self.passed());
+        let (Self { subject, options, .. }, passed) = (self, self.passed());
         writeln!(
             f,
             "{subject}, seed {}: {passed} passed, {} failed",
             options.seed,
             self.failed().count()
         )?;
-        self.failed()
-            .try_for_each(|(name, how)| writeln!(f, "- {name}: {how}"))
+        self.failed().try_for_each(|(name, how)| writeln!(f, "- {name}: {how}"))
     }
 }
 
 pub(super) fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
     let arguments = Arguments::from_args();
-    let options = Options {
-        seed: 0,
-        plan: None,
-    };
+    let options = Options { seed: 0, plan: None };
     let trials = subjects.into_iter().flat_map(|subject| {
         cases().map(move |case| {
             let (subject, name) = (subject.clone(), format!("{}::{}", subject.name, case.name));
@@ -127,14 +110,12 @@ pub(super) fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
 
 pub(super) fn run(subject: &Subject, case: &Case, options: Options) -> Outcome {
     let ran = catch_unwind(AssertUnwindSafe(|| match subject.time {
-        Time::Simulated => sim::run(options.seed, |sim| {
-            run_in(subject, case, options, sim.env, Some(sim.clock))
-        }),
+        Time::Simulated => {
+            sim::run(options.seed, |sim| run_in(subject, case, options, sim.env, Some(sim.clock)))
+        }
         Time::Real => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             let runtime = runtime.expect("a runtime can be built");
             let outcome = runtime.block_on(run_in(subject, case, options, Env::system(), None));
             // What a case left behind must not keep the next from running.
@@ -152,11 +133,7 @@ async fn run_in(
     env: Env,
     clock: Option<SimClock>,
 ) -> Outcome {
-    let Fresh {
-        store,
-        backend,
-        keep,
-    } = match (subject.open)(env.clone()).await {
+    let Fresh { store, backend, keep } = match (subject.open)(env.clone()).await {
         Ok(fresh) => fresh,
         Err(error) => return Outcome::Failed(format!("no store was opened: {error:?}")),
     };
@@ -171,21 +148,9 @@ async fn run_in(
     if let Some(need) = case.lacks(&setting) {
         return Outcome::Ignored(need);
     }
-    let longest = if clock.is_some() {
-        LONGEST_SIMULATED
-    } else {
-        LONGEST_REAL
-    };
+    let longest = if clock.is_some() { LONGEST_SIMULATED } else { LONGEST_REAL };
     let namespace = namespace(&env.random);
-    let world = World {
-        env: env.clone(),
-        clock,
-        faulty,
-        counting,
-        namespace,
-        setting,
-        backend,
-    };
+    let world = World { env: env.clone(), clock, faulty, counting, namespace, setting, backend };
     let ran = timeout(&*env.clock, longest, (case.run)(world)).await;
     drop(keep);
     match ran {
@@ -196,14 +161,10 @@ async fn run_in(
 
 /// A namespace that nobody else uses, on a store that may be shared.
 fn namespace(random: &Random) -> Namespace {
-    format!("suite-{}", random.id())
-        .parse()
-        .expect("a fine namespace")
+    format!("suite-{}", random.id()).parse().expect("a fine namespace")
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic")
-        .to_owned()
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

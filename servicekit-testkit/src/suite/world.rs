@@ -1,4 +1,4 @@
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
 use servicekit_core::{
@@ -47,40 +47,25 @@ impl World {
 
     /// The simulated clock; only for cases that need it.
     pub(super) fn clock(&self) -> &SimClock {
-        self.clock
-            .as_ref()
-            .expect("a case that uses the simulated clock needs simulated time")
+        self.clock.as_ref().expect("a case that uses the simulated clock needs simulated time")
     }
 
     /// Another host: the same time passes there, its clocks show another.
     pub(super) fn another_host(&self) -> (Env, SimClock) {
         let clock = self.clock().another_host(Duration::from_secs(5_000));
-        (
-            Env {
-                clock: Arc::new(clock.clone()),
-                random: self.env.random.clone(),
-            },
-            clock,
-        )
+        (Env { clock: Arc::new(clock.clone()), random: self.env.random.clone() }, clock)
     }
 
     /// A ttl that cases can wait for.
     pub(super) fn ttl(&self) -> Duration {
-        let short = if self.clock.is_some() {
-            Duration::from_secs(20)
-        } else {
-            Duration::from_millis(900)
-        };
+        let short =
+            if self.clock.is_some() { Duration::from_secs(20) } else { Duration::from_millis(900) };
         short.max(self.capabilities().min_ttl)
     }
 
     /// So many, or a few where time is real.
     pub(super) fn many(&self, simulated: u32, real: u32) -> u32 {
-        if self.clock.is_some() {
-            simulated
-        } else {
-            real
-        }
+        if self.clock.is_some() { simulated } else { real }
     }
 
     /// A random number below `bound`.
@@ -132,6 +117,27 @@ impl World {
             }
         })
         .await
+    }
+
+    /// What is read has to be this: at once, or in the end where a list may be stale.
+    pub(super) async fn reads<T, F>(
+        &self,
+        what: &str,
+        expected: T,
+        mut read: impl FnMut() -> F + Send,
+    ) where
+        T: fmt::Debug + PartialEq + Send + Sync,
+        F: Future<Output = T> + Send,
+    {
+        if self.capabilities().linearizable {
+            return assert_eq!(read().await, expected, "{what}");
+        }
+        self.soon(what, async {
+            while read().await != expected {
+                self.pass(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
     }
 
     /// The first success; only what waiting may help is tried again, and only where faults happen by plan.
@@ -193,13 +199,7 @@ impl World {
         keep: Keep,
     ) -> Put {
         let write = WriteId::draw(&self.env.random);
-        Put {
-            key: key.clone(),
-            value: value.as_ref().into(),
-            expect,
-            keep,
-            write,
-        }
+        Put { key: key.clone(), value: value.as_ref().into(), expect, keep, write }
     }
 }
 
@@ -220,10 +220,8 @@ pub(super) fn name(text: &str) -> Name {
     text.parse().expect("a fine name")
 }
 
-impl std::fmt::Debug for World {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World")
-            .field("setting", &self.setting)
-            .finish_non_exhaustive()
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("setting", &self.setting).finish_non_exhaustive()
     }
 }

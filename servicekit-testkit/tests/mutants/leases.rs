@@ -88,7 +88,9 @@ impl LeaseProvider for Mutant {
         let (ticket, standing) = self.leases.join(lease, &asked).await?;
         self.tickets.lock().unwrap().push(ticket.clone());
         let standing = match standing {
-            Standing::Waiting { holders, .. } if request.wait.is_none() => Standing::Refused { holders },
+            Standing::Waiting { holders, .. } if request.wait.is_none() => {
+                Standing::Refused { holders }
+            }
             standing => self.show(lease, standing).await?,
         };
         Ok((ticket, standing))
@@ -102,9 +104,12 @@ impl LeaseProvider for Mutant {
     fn wait(&self, ticket: &Ticket) -> BoxStream<'static, Result<Standing>> {
         let standings = self.leases.wait(ticket);
         match self.bug {
-            Bug::WaitEndsWithTheStore => standings.take_while(|s| std::future::ready(s.is_ok())).boxed(),
+            Bug::WaitEndsWithTheStore => {
+                standings.take_while(|s| std::future::ready(s.is_ok())).boxed()
+            }
             Bug::LastComeFirstServed => {
-                let (leases, ticket, clock) = (self.leases.clone(), ticket.clone(), self.env.clock.clone());
+                let (leases, ticket, clock) =
+                    (self.leases.clone(), ticket.clone(), self.env.clock.clone());
                 let hold_back = async move {
                     // Who has others behind it leaves the turn to them.
                     loop {
@@ -113,7 +118,7 @@ impl LeaseProvider for Mutant {
                         if last.is_none_or(|last| last.ticket == ticket) {
                             break;
                         }
-                        clock.sleep(Duration::from_millis(100)).await;
+                        clock.sleep(Duration::from_secs(1)).await;
                     }
                     standings
                 };

@@ -75,11 +75,11 @@ impl Registry for Mutant {
 
     async fn put(&self, session: &Session, claim: &Claim, instance: &Instance) -> Result<()> {
         match self.bug {
-            Bug::IgnoresIncarnations => {
-                self.registry.put(session, claim, instance).await.or(
-                    self.registry.put(session, &Claim::new(), instance).await,
-                )
-            }
+            Bug::IgnoresIncarnations => self
+                .registry
+                .put(session, claim, instance)
+                .await
+                .or(self.registry.put(session, &Claim::new(), instance).await),
             _ => self.registry.put(session, claim, instance).await,
         }
     }
@@ -110,7 +110,11 @@ impl Registry for Mutant {
         events
             .map(move |event| match event {
                 Ok(Event::Snapshot(snapshot)) => {
-                    seen = snapshot.instances.iter().map(|i| (i.service_id.clone(), i.clone())).collect();
+                    seen = snapshot
+                        .instances
+                        .iter()
+                        .map(|i| (i.service_id.clone(), i.clone()))
+                        .collect();
                     Ok(Event::Snapshot(snapshot))
                 }
                 Ok(Event::Changed(instance)) => {
@@ -118,7 +122,8 @@ impl Registry for Mutant {
                     Ok(Event::Changed(instance))
                 }
                 Err(_) => {
-                    let lost = |i: &Arc<Instance>| Instance { state: State::Lost, ..Instance::clone(i) };
+                    let lost =
+                        |i: &Arc<Instance>| Instance { state: State::Lost, ..Instance::clone(i) };
                     let instances = seen.values().map(lost).map(Arc::new).collect();
                     Ok(Event::Snapshot(Snapshot { instances }))
                 }

@@ -13,9 +13,7 @@ use futures_util::{
 };
 use servicekit_core::{
     Capabilities, Env, Kind, Result, Timestamp,
-    store::{
-        Change, Expect, Group, Keep, Key, Life, Memory, Put, Record, Store, Version, WriteId,
-    },
+    store::{Change, Expect, Group, Keep, Key, Life, Memory, Put, Record, Store, Version, WriteId},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,9 +62,9 @@ impl Mutant {
 
     fn key(&self, key: &Key) -> Key {
         match self.bug {
-            Bug::FoldsCase => {
-                key.group.key(key.name.as_str().to_lowercase().parse::<servicekit_core::Name>().unwrap())
-            }
+            Bug::FoldsCase => key
+                .group
+                .key(key.name.as_str().to_lowercase().parse::<servicekit_core::Name>().unwrap()),
             _ => key.clone(),
         }
     }
@@ -139,8 +137,8 @@ impl Store for Mutant {
             (Expect::At(version), Some(record)) => *version == record.version,
             _ => false,
         };
-        let unconditional = self.bug == Bug::PutsWithoutCondition
-            || self.bug == Bug::ChecksThenWrites && is_met;
+        let unconditional =
+            self.bug == Bug::PutsWithoutCondition || self.bug == Bug::ChecksThenWrites && is_met;
         if self.bug == Bug::ChecksThenWrites {
             self.env.clock.sleep(Duration::from_millis(1)).await;
         }

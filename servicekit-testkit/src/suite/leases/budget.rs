@@ -48,7 +48,11 @@ async fn a_freed_slot_wakes_one_waiter_however_many_wait(world: World) {
             waiters.push((waiter, ticket));
         }
         let (first, others) = waiters.split_first().expect("there is a first");
-        let others = join_all(others.iter().map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))));
+        let others = join_all(
+            others
+                .iter()
+                .map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))),
+        );
         let handing_over = async {
             // Everybody follows before the slot is freed.
             world.pass(Duration::from_millis(200)).await;
@@ -85,7 +89,9 @@ async fn waiters_send_nothing_while_others_hold(world: World) {
         let ticket = waiter.waiting().await;
         waiters.push((waiter, ticket));
     }
-    let waiting = join_all(waiters.iter().map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))));
+    let waiting = join_all(
+        waiters.iter().map(|(waiter, ticket)| waiter.wait_for(ticket, Duration::from_secs(3600))),
+    );
     let holding = async {
         world.pass(Duration::from_millis(200)).await;
         let before = world.counting.counts();
@@ -99,5 +105,9 @@ async fn waiters_send_nothing_while_others_hold(world: World) {
         futures_util::future::Either::Right(_) => panic!("the waiters were granted"),
     };
     assert!(counts.touch <= 9, "{counts:?}");
-    assert_eq!(counts, Counts { touch: counts.touch, ..Counts::default() }, "waiters send something");
+    assert_eq!(
+        counts,
+        Counts { touch: counts.touch, ..Counts::default() },
+        "waiters send something"
+    );
 }

@@ -116,7 +116,9 @@ impl Contender<'_> {
 
     async fn until_decided(
         &self,
-        mut standings: impl futures_util::Stream<Item = servicekit_core::Result<Standing>> + Unpin + Send,
+        mut standings: impl futures_util::Stream<Item = servicekit_core::Result<Standing>>
+        + Unpin
+        + Send,
     ) -> Option<Granted> {
         while let Some(standing) = standings.next().await {
             match standing {
@@ -172,7 +174,9 @@ impl Contender<'_> {
     /// The records of the lease, as core lays them out.
     pub(super) async fn records(&self) -> Vec<Record> {
         let group = Group::scoped(&self.world.namespace, "lease", &(&self.lease).into());
-        self.world.ok("list", || async { self.world.store().list(std::slice::from_ref(&group)).await }).await
+        self.world
+            .ok("list", || async { self.world.store().list(std::slice::from_ref(&group)).await })
+            .await
     }
 }
 

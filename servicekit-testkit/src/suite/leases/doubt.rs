@@ -147,7 +147,8 @@ async fn nothing_grows_with_the_number_of_grants(world: World) {
     for cycle in 1..=world.many(200, 40) {
         let held = one.granted().await;
         let second = two.waiting().await;
-        let (held, ()) = futures_util::join!(two.wait(&second, Duration::ZERO), one.leave(&held.ticket));
+        let (held, ()) =
+            futures_util::join!(two.wait(&second, Duration::ZERO), one.leave(&held.ticket));
         two.leave(&held.ticket).await;
         let records = one.records().await;
         assert_eq!(records.len(), 1, "after {cycle} cycles there is more than the head");
@@ -155,7 +156,11 @@ async fn nothing_grows_with_the_number_of_grants(world: World) {
             size = records[0].value.len();
         }
         if cycle > 20 {
-            assert!(records[0].value.len() <= size + 40, "the head grew to {} bytes", records[0].value.len());
+            assert!(
+                records[0].value.len() <= size + 40,
+                "the head grew to {} bytes",
+                records[0].value.len()
+            );
         }
     }
     let names = one.leases.names().await.expect("names");
@@ -178,7 +183,8 @@ fn junk() -> [Vec<u8>; 8] {
 
 async fn records_of_others_are_passed_over(world: World) {
     let (one, two) = (contender(&world, "one"), contender(&world, "two"));
-    let (store, group) = (world.store(), Group::scoped(&world.namespace, "lease", &(&one.lease).into()));
+    let (store, group) =
+        (world.store(), Group::scoped(&world.namespace, "lease", &(&one.lease).into()));
     let held = one.granted().await;
     assert!(one.records().await.iter().all(|record| record.key.group == group));
     for (i, value) in junk().iter().enumerate() {
@@ -189,7 +195,8 @@ async fn records_of_others_are_passed_over(world: World) {
     }
     let second = two.waiting().await;
     assert_eq!(two.inspect().await.grants.len(), 1);
-    let (granted, ()) = futures_util::join!(two.wait(&second, Duration::ZERO), one.leave(&held.ticket));
+    let (granted, ()) =
+        futures_util::join!(two.wait(&second, Duration::ZERO), one.leave(&held.ticket));
     two.renew(&granted.ticket).await;
     let seen = one.inspect().await;
     assert_eq!((seen.grants.len(), seen.waiting.len()), (1, 0));
@@ -207,7 +214,8 @@ async fn a_head_that_cannot_be_read_grants_nothing(world: World) {
         let [head] = records.as_slice() else { panic!("only the head, not {records:?}") };
         let expect = Expect::At(head.version.clone());
         store.put(&world.put(&head.key, &value, expect, Keep::Durable)).await.expect("put");
-        let error = one.leases.join(&one.lease, &one.request).await.expect_err("nobody knows who holds it");
+        let error =
+            one.leases.join(&one.lease, &one.request).await.expect_err("nobody knows who holds it");
         assert_eq!(error.kind(), Kind::Unexpected, "{error:?}");
         one.leases.inspect(&one.lease).await.expect_err("nobody knows who holds it");
         let held = other.granted().await;

@@ -26,21 +26,34 @@ async fn who_is_evicted_is_told_and_the_next_waits_for_its_leave(world: World) {
     let leaving = async {
         evict(&two, held.granted.token, false).await;
         one.expect_lost(&held.ticket).await;
-        assert!(two.inspect().await.grants[0].evicted);
+        let grants = two.inspect().await.grants;
+        assert!(
+            grants.first().is_some_and(|grant| grant.evicted),
+            "it stands until then: {grants:?}"
+        );
         evict(&two, held.granted.token, false).await;
         world.pass(world.ttl() / 3).await;
         one.expect_lost(&held.ticket).await;
         let standing = two.leases.standing(&second).await.expect("standing");
-        assert!(matches!(standing, Standing::Waiting { .. }), "the holder stops its work first: {standing:?}");
+        assert!(
+            matches!(standing, Standing::Waiting { .. }),
+            "the holder stops its work first: {standing:?}"
+        );
         let left = world.now();
         one.leave(&held.ticket).await;
         left
     };
     let (left, granted) = futures_util::join!(leaving, two.wait(&second, world.ttl()));
     assert!(granted.known >= left);
-    assert!(granted.known.since(left) < Duration::from_secs(1), "it is free as soon as the holder left");
+    assert!(
+        granted.known.since(left) < Duration::from_secs(1),
+        "it is free as soon as the holder left"
+    );
     let past = two.inspect().await.past;
-    assert_eq!(past.last().map(|past| (past.token, past.how)), Some((held.granted.token, Ending::Evicted)));
+    assert_eq!(
+        past.last().map(|past| (past.token, past.how)),
+        Some((held.granted.token, Ending::Evicted))
+    );
 }
 
 async fn who_is_evicted_and_silent_has_one_ttl(world: World) {
@@ -66,12 +79,18 @@ async fn force_frees_the_slot_now(world: World) {
     let held = one.granted().await;
     let second = two.waiting().await;
     let began = world.now();
-    let (granted, ()) = futures_util::join!(two.wait(&second, Duration::ZERO), evict(&two, held.granted.token, true));
+    let (granted, ()) = futures_util::join!(
+        two.wait(&second, Duration::ZERO),
+        evict(&two, held.granted.token, true)
+    );
     assert!(granted.known.since(began) < world.ttl() / 2, "it is free at once");
     assert!(granted.token() > held.token());
     one.expect_lost(&held.ticket).await;
     let past = two.inspect().await.past;
-    assert_eq!(past.last().map(|past| (past.token, past.how)), Some((held.granted.token, Ending::Forced)));
+    assert_eq!(
+        past.last().map(|past| (past.token, past.how)),
+        Some((held.granted.token, Ending::Forced))
+    );
     // What the evicted does now must not hurt the next.
     one.leave(&held.ticket).await;
     two.renew(&granted.ticket).await;
@@ -84,7 +103,8 @@ async fn only_the_named_grant_is_evicted(world: World) {
     assert_eq!(error.kind(), Kind::NotFound);
     let (first, second) = (one.granted().await, two.granted().await);
     for token in [first.token() - 1, second.token() + 1] {
-        let error = one.leases.evict(&one.lease, Token(token), true).await.expect_err("no such grant");
+        let error =
+            one.leases.evict(&one.lease, Token(token), true).await.expect_err("no such grant");
         assert_eq!(error.kind(), Kind::NotFound);
     }
     evict(&one, second.granted.token, true).await;

@@ -39,7 +39,10 @@ async fn a_grant_that_nobody_renews_passes_on_and_not_before_its_ttl(world: Worl
     assert!(granted.token() > held.token());
     one.expect_lost(&held.ticket).await;
     let past = two.inspect().await.past;
-    assert_eq!(past.last().map(|past| (past.token, past.how)), Some((held.granted.token, Ending::Expired)));
+    assert_eq!(
+        past.last().map(|past| (past.token, past.how)),
+        Some((held.granted.token, Ending::Expired))
+    );
 }
 
 /// Who has not seen the record for a whole ttl has to trust the store, or to wait; never a written time.
@@ -104,7 +107,11 @@ async fn an_acknowledged_renewal_was_not_expired(world: World) {
         };
         let (renewed, granted) = futures_util::join!(renewing, two.wait(&second, ttl * 3));
         if let Some(sent) = renewed {
-            assert!(granted.known.since(sent) >= ttl, "granted {:?} after a renewal", granted.known.since(sent));
+            assert!(
+                granted.known.since(sent) >= ttl,
+                "granted {:?} after a renewal",
+                granted.known.since(sent)
+            );
         }
         two.leave(&granted.ticket).await;
     }
@@ -120,7 +127,11 @@ async fn a_grant_counts_from_before_it_was_sent(world: World) {
         let held = one.granted().await;
         assert!(!world.faulty.is_scripted(), "a join makes fewer requests");
         let counted = held.granted.counted_from;
-        assert!(counted.since(sent) < slow / 2, "it counts from {:?} after it was sent", counted.since(sent));
+        assert!(
+            counted.since(sent) < slow / 2,
+            "it counts from {:?} after it was sent",
+            counted.since(sent)
+        );
         one.leave(&held.ticket).await;
     }
     let (one, two) = (contender(&world, "one"), contender(&world, "two"));
@@ -159,7 +170,11 @@ async fn a_wall_clock_that_is_set_changes_no_attended_grant(world: World) {
     let keeping = async {
         for step in 0..6 {
             let hour = Duration::from_secs(3600);
-            if step % 2 == 0 { world.clock().set_forward(hour) } else { world.clock().set_back(hour * 2) }
+            if step % 2 == 0 {
+                world.clock().set_forward(hour)
+            } else {
+                world.clock().set_back(hour * 2)
+            }
             one.keep(&held.ticket, ttl).await;
             let grants = two.inspect().await.grants;
             assert_eq!(grants.len(), 1, "the grant is shown");
@@ -178,7 +193,8 @@ async fn the_clocks_of_other_hosts_change_no_attended_grant(world: World) {
     let (behind, behind_clock) = world.another_host();
     ahead_clock.set_forward(Duration::from_secs(3600));
     behind_clock.set_back(Duration::from_secs(3600));
-    let (one, mut two, mut three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let (one, mut two, mut three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     two.leases = world.process_on(&ahead).leases;
     three.leases = world.process_on(&behind).leases;
     let held = one.granted().await;

@@ -35,7 +35,9 @@ async fn a_guard_keeps_its_grant_until_it_is_released(world: World) {
     let releasing = async {
         world.pass(world.ttl() * world.many(20, 4)).await;
         let deadline = guard.deadline().expect("it is kept");
-        assert!(deadline > world.now() && deadline <= world.now() + world.ttl() - margin(world.ttl()));
+        assert!(
+            deadline > world.now() && deadline <= world.now() + world.ttl() - margin(world.ttl())
+        );
         let (token, released) = (guard.token(), world.now());
         guard.release().await.expect("release");
         (token, released)
@@ -62,7 +64,11 @@ async fn a_guard_is_lost_by_its_deadline_when_the_store_is_away(world: World) {
         let lost = world.now();
         assert_eq!((loss, guard.deadline()), (Loss::Unrenewed, None));
         assert!(lost >= deadline, "lost {:?} before its deadline", deadline.since(lost));
-        assert!(lost.since(deadline) <= Duration::from_millis(250), "lost {:?} after it", lost.since(deadline));
+        assert!(
+            lost.since(deadline) <= Duration::from_millis(250),
+            "lost {:?} after it",
+            lost.since(deadline)
+        );
         world.pass(ttl).await;
         world.faulty.back();
         lost

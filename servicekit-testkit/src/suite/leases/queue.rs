@@ -42,7 +42,8 @@ async fn first_come_first_served(world: World) {
 }
 
 async fn a_waiter_sees_its_place(world: World) {
-    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let (one, two, three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     let held = one.granted().await;
     let (second, third) = (two.waiting().await, three.waiting().await);
     let mut standings = three.leases.wait(&third);
@@ -59,12 +60,17 @@ async fn a_waiter_sees_its_place(world: World) {
     two.leave(&second).await;
     place(&mut standings, 0).await;
     one.leave(&held.ticket).await;
-    world.next("the grant", &mut standings, |standing| matches!(standing, Standing::Granted(_)).then_some(())).await;
+    world
+        .next("the grant", &mut standings, |standing| {
+            matches!(standing, Standing::Granted(_)).then_some(())
+        })
+        .await;
     assert!(standings.next().await.is_none(), "the stream ends with the grant");
 }
 
 async fn a_waiter_that_left_is_passed_over(world: World) {
-    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let (one, two, three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     let held = one.granted().await;
     let (second, third) = (two.waiting().await, three.waiting().await);
     two.leave(&second).await;
@@ -79,7 +85,8 @@ async fn a_waiter_that_left_is_passed_over(world: World) {
 }
 
 async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World) {
-    let (one, two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let (one, two, three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     let held = one.granted().await;
     let (second, third) = (two.waiting().await, three.waiting().await);
     let leave = async {
@@ -96,7 +103,8 @@ async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World)
 
 /// Who asked to wait for a minute, and is not heard of any more, is gone after a while.
 async fn a_waiter_that_lapsed_is_gone(world: World) {
-    let (one, mut two, three) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let (one, mut two, three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     two.request.wait = Some(Duration::from_secs(60));
     let held = one.granted().await;
     two.waiting().await;
@@ -105,7 +113,10 @@ async fn a_waiter_that_lapsed_is_gone(world: World) {
     let leaving = async {
         one.keep(&held.ticket, Duration::from_secs(600)).await;
         let waiting = one.inspect().await.waiting;
-        assert_eq!(waiting.iter().map(|waiter| waiter.holder.as_str()).collect::<Vec<_>>(), ["three"]);
+        assert_eq!(
+            waiting.iter().map(|waiter| waiter.holder.as_str()).collect::<Vec<_>>(),
+            ["three"]
+        );
         one.leave(&held.ticket).await;
         world.now()
     };
@@ -145,7 +156,8 @@ async fn waiting_outlives_an_outage(world: World) {
 }
 
 async fn another_process_can_give_a_grant_back(world: World) {
-    let (one, two, other) = (contender(&world, "one"), contender(&world, "two"), contender(&world, "other"));
+    let (one, two, other) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "other"));
     let held = one.granted().await;
     let second = two.waiting().await;
     let seen = other.inspect().await;
@@ -153,7 +165,10 @@ async fn another_process_can_give_a_grant_back(world: World) {
     one.expect_lost(&held.ticket).await;
     let second = two.wait(&second, Duration::ZERO).await;
     let seen = other.inspect().await;
-    assert_eq!(seen.past.last().map(|past| (past.token, past.how)), Some((held.granted.token, Ending::Left)));
+    assert_eq!(
+        seen.past.last().map(|past| (past.token, past.how)),
+        Some((held.granted.token, Ending::Left))
+    );
     other.leave(&held.ticket).await;
     two.renew(&second.ticket).await;
     let third = contender(&world, "three").waiting().await;

@@ -56,7 +56,11 @@ async fn an_unattended_grant_is_used_again_by_its_holder_alone(world: World) {
     one.leave(&again.ticket).await;
     let kept = contender(&world, "one").granted().await;
     refused("one", unattended(&world, true)).await;
-    assert_eq!(one.inspect().await.grants[0].token, kept.granted.token, "one that a process keeps is not shared");
+    assert_eq!(
+        one.inspect().await.grants[0].token,
+        kept.granted.token,
+        "one that a process keeps is not shared"
+    );
 }
 
 async fn an_unattended_grant_is_not_shortened_by_the_wall_clock(world: World) {

@@ -55,13 +55,19 @@ async fn whatever_contenders_do_grants_do_not_overlap_and_come_in_order(world: W
     let violations = history.violations(slots);
     assert!(violations.is_empty(), "{violations:#?} with {slots} slots\n{history}");
     let least = if world.setting.has_faults { 3 } else { 6 };
-    assert!(history.grants() >= least, "only {} grants in all that time\n{history}", history.grants());
+    assert!(
+        history.grants() >= least,
+        "only {} grants in all that time\n{history}",
+        history.grants()
+    );
     contender(world, "last").slots(slots).obtain(world.ttl() * 4).await;
 }
 
 /// Up to so long, at random.
 fn some(world: &World, longest: Duration) -> Duration {
-    Duration::from_millis(world.env.random.below(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)))
+    Duration::from_millis(
+        world.env.random.below(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
+    )
 }
 
 async fn outages(world: &World, until: Instant) {
@@ -132,7 +138,8 @@ impl Worker<'_> {
             world.env.clock.sleep_until(deadline).await;
             return history.ended(deadline, attempt, End::Lost);
         }
-        let guard = Guard::keep(self.leases.clone(), ticket.clone(), granted, ttl, world.env.clone());
+        let guard =
+            Guard::keep(self.leases.clone(), ticket.clone(), granted, ttl, world.env.clone());
         let work = world.pass(some(world, ttl * 2));
         match select(Box::pin(guard.lost()), Box::pin(work)).await {
             Either::Left(_) => history.ended(world.now(), attempt, End::Lost),

@@ -40,8 +40,7 @@ impl Seen {
         match event {
             Event::Snapshot(Snapshot { instances }) => {
                 self.snapshots += 1;
-                self.instances =
-                    instances.into_iter().map(|i| (i.service_id.clone(), i)).collect();
+                self.instances = instances.into_iter().map(|i| (i.service_id.clone(), i)).collect();
             }
             Event::Changed(instance) => {
                 self.instances.insert(instance.service_id.clone(), instance);

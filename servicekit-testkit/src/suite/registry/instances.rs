@@ -103,11 +103,13 @@ async fn labels_do_not_touch_each_other(world: World) {
         node.put_up(claim, label, label.as_str()).await;
     }
     for label in &labels {
-        assert_eq!(node.states(label).await, of(&[(label.as_str(), State::Up)]));
+        let expected = of(&[(label.as_str(), State::Up)]);
+        world.reads("the only instance", expected, || node.states(label)).await;
     }
     node.remove(&claims[0], &labels[0], "foo").await;
-    assert_eq!(node.states(&labels[0]).await, of(&[]));
-    assert_eq!(node.states(&labels[1]).await, of(&[("foo2", State::Up)]));
+    world.reads("nothing of foo", of(&[]), || node.states(&labels[0])).await;
+    let expected = of(&[("foo2", State::Up)]);
+    world.reads("foo2", expected, || node.states(&labels[1])).await;
 }
 
 async fn labels_are_listed_in_order(world: World) {
@@ -117,8 +119,9 @@ async fn labels_are_listed_in_order(world: World) {
         node.put_up(&claim, &label(used), "one").await;
         node.remove(&claim, &label(used), "one").await;
     }
-    let labels = world.ok("labels", || node.registry.labels()).await;
-    assert_eq!(labels, ["db", "web", "web2"].map(label), "also those without instances");
+    let labels = || async { world.ok("labels", || node.registry.labels()).await };
+    let expected = ["db", "web", "web2"].map(label);
+    world.reads("also those without instances", expected.to_vec(), labels).await;
 }
 
 async fn the_last_ten_changes_are_remembered(world: World) {
@@ -221,7 +224,8 @@ async fn instances_of_others_are_passed_over(world: World) {
             fine,
         ];
         for (i, value) in junk.iter().enumerate() {
-            for (keep, suffix) in [(Keep::Durable, "d"), (Keep::Ephemeral(world.ttl() * 100), "e")] {
+            for (keep, suffix) in [(Keep::Durable, "d"), (Keep::Ephemeral(world.ttl() * 100), "e")]
+            {
                 let key = group.key(name(&format!("Junk:{i}{suffix}")));
                 let put = world.put(&key, value, Expect::Absent, keep);
                 store.put(&put).await.expect("put");
@@ -245,7 +249,8 @@ async fn instances_of_others_are_passed_over(world: World) {
 async fn a_damaged_instance_is_written_anew(world: World) {
     let (node, web, claim) = (Node::open_long(&world).await, label("web"), Claim::new());
     node.put_up(&claim, &web, "web-1").await;
-    let (store, group) = (world.store(), Group::scoped(&world.namespace, "instances", &(&web).into()));
+    let (store, group) =
+        (world.store(), Group::scoped(&world.namespace, "instances", &(&web).into()));
     let record = store.get(&group.key(name("web-1"))).await.expect("get").expect("the record");
     let put = world.put(&record.key, "damaged", Expect::At(record.version), Keep::Durable);
     store.put(&put).await.expect("put");

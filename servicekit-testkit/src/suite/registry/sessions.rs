@@ -103,7 +103,8 @@ async fn a_beat_whose_answer_was_lost_is_no_loss(world: World) {
 }
 
 async fn sessions_are_apart(world: World) {
-    let (short, long, web) = (Node::open(&world).await, Node::open_long(&world).await, label("web"));
+    let (short, long, web) =
+        (Node::open(&world).await, Node::open_long(&world).await, label("web"));
     short.put_up(&Claim::new(), &web, "short").await;
     long.put_up(&Claim::new(), &web, "long").await;
     assert_ne!(short.session.name(), long.session.name());
@@ -141,7 +142,11 @@ async fn the_clocks_of_other_hosts_lose_nobody(world: World) {
     node.put_up(&Claim::new(), &web, "web-1").await;
     for is_behind in [true, false] {
         let (elsewhere, clock) = world.another_host();
-        if is_behind { clock.set_back(hour * 3) } else { clock.set_forward(hour * 3) }
+        if is_behind {
+            clock.set_back(hour * 3)
+        } else {
+            clock.set_forward(hour * 3)
+        }
         let reader = world.process_on(&elsewhere).registry;
         for _ in 0..6 {
             node.live(world.ttl() / 2).await;

@@ -67,7 +67,9 @@ async fn whatever_happens_readers_see_what_is_there_in_the_end(world: World) {
         .filter(|(_, is_up)| **is_up)
         .map(|(id, _)| (id.clone(), State::Up))
         .collect();
-    assert_eq!(states(&list(world, &world.process().registry, web).await), expected);
+    let registry = world.process().registry;
+    let read = || async { states(&list(world, &registry, web).await) };
+    world.reads("what is there in the end", expected.clone(), read).await;
     seen.until(world, &mut events, &expected).await;
 }
 

@@ -63,53 +63,33 @@ async fn the_time_left_falls_and_a_touch_restores_it(world: World) {
     let put = world.put(&key, "one", Expect::Absent, Keep::Ephemeral(ttl));
     store.put(&put).await.expect("put");
     world.pass(ttl / 2).await;
-    let record = read(&*store, &key)
-        .await
-        .expect("the record, after half its ttl");
+    let record = read(&*store, &key).await.expect("the record, after half its ttl");
     let Some(before) = life(&record).1 else {
         return;
     };
-    assert!(
-        before <= ttl / 2 + margin(ttl),
-        "{before:?} left of {ttl:?} after half of it"
-    );
+    assert!(before <= ttl / 2 + margin(ttl), "{before:?} left of {ttl:?} after half of it");
     store.touch(&key, &put.write).await.expect("touch");
     let touched = read(&*store, &key).await.expect("the record");
     let after = life(&touched).1.expect("it told before what is left");
-    assert!(
-        after > ttl - margin(ttl),
-        "{after:?} left of {ttl:?} after a touch"
-    );
+    assert!(after > ttl - margin(ttl), "{after:?} left of {ttl:?} after a touch");
 }
 
 async fn a_touch_needs_the_record_and_its_write_id(world: World) {
     let (store, ttl) = (world.store(), world.ttl() * 10);
     let key = world.group("foo").key(name("a"));
     let put = world.put(&key, "one", Expect::Absent, Keep::Ephemeral(ttl));
-    let error = store
-        .touch(&key, &put.write)
-        .await
-        .expect_err("there is no record");
+    let error = store.touch(&key, &put.write).await.expect_err("there is no record");
     assert_eq!(error.kind(), Kind::Lost);
     store.put(&put).await.expect("put");
     store.touch(&key, &put.write).await.expect("touch");
-    store
-        .touch(&key, &put.write)
-        .await
-        .expect("the same touch again");
+    store.touch(&key, &put.write).await.expect("the same touch again");
     let now = read(&*store, &key).await.expect("the record").version;
     let other = world.put(&key, "two", Expect::At(now), Keep::Ephemeral(ttl));
     let version = store.put(&other).await.expect("put");
-    let error = store
-        .touch(&key, &put.write)
-        .await
-        .expect_err("the value is another one");
+    let error = store.touch(&key, &put.write).await.expect_err("the value is another one");
     assert_eq!(error.kind(), Kind::Conflict);
     store.delete(&key, &version).await.expect("delete");
-    let error = store
-        .touch(&key, &other.write)
-        .await
-        .expect_err("the record is gone");
+    let error = store.touch(&key, &other.write).await.expect_err("the record is gone");
     assert_eq!(error.kind(), Kind::Lost);
 }
 
@@ -125,10 +105,7 @@ async fn a_put_decides_how_long_a_record_stays(world: World) {
         (Keep::Unchanged, Some(ttl * 2)),
     ];
     for (keep, expected) in keeps {
-        let version = store
-            .put(&world.put(&key, "x", expect, keep))
-            .await
-            .expect("put");
+        let version = store.put(&world.put(&key, "x", expect, keep)).await.expect("put");
         let record = read(&*store, &key).await.expect("the record");
         let told = match record.life {
             Life::Durable => None,
@@ -149,12 +126,7 @@ async fn a_put_that_leaves_life_unchanged_prolongs_nothing(world: World) {
     let next = world.put(&key, "two", Expect::At(version), Keep::Unchanged);
     store.put(&next).await.expect("put");
     let record = read(&*store, &key).await.expect("the record");
-    assert!(
-        life(&record)
-            .1
-            .is_none_or(|left| left <= ttl / 2 + margin(ttl)),
-        "it was prolonged"
-    );
+    assert!(life(&record).1.is_none_or(|left| left <= ttl / 2 + margin(ttl)), "it was prolonged");
     world.pass(ttl / 2 + margin(ttl)).await;
     let found = read(&*store, &key).await;
     assert!(found.is_none_or(|record| life(&record).1.is_none_or(|left| left.is_zero())));
@@ -205,23 +177,10 @@ async fn what_has_ended_is_absent_for_good(world: World) {
             read(&*store, &key).await.is_none().then_some(())
         })
         .await;
-    assert_eq!(
-        store
-            .touch(&key, &put.write)
-            .await
-            .expect_err("gone")
-            .kind(),
-        Kind::Lost
-    );
-    assert_eq!(
-        store.delete(&key, &version).await.expect_err("gone").kind(),
-        Kind::NotFound
-    );
+    assert_eq!(store.touch(&key, &put.write).await.expect_err("gone").kind(), Kind::Lost);
+    assert_eq!(store.delete(&key, &version).await.expect_err("gone").kind(), Kind::NotFound);
     let next = world.put(&key, "two", Expect::At(version), Keep::Ephemeral(ttl));
-    assert_eq!(
-        store.put(&next).await.expect_err("gone").kind(),
-        Kind::Conflict
-    );
+    assert_eq!(store.put(&next).await.expect_err("gone").kind(), Kind::Conflict);
     assert_eq!(read(&*store, &key).await, None);
     let next = world.put(&key, "two", Expect::Absent, Keep::Durable);
     store.put(&next).await.expect("absent is absent");
@@ -234,27 +193,11 @@ async fn a_record_that_is_over_stays_until_it_is_deleted(world: World) {
     store.put(&put).await.expect("put");
     world.pass(ttl + margin(ttl)).await;
     let record = read(&*store, &key).await.expect("the record stays");
-    assert!(
-        life(&record).1.is_none_or(|left| left.is_zero()),
-        "its time is over"
-    );
-    assert_eq!(
-        store
-            .list(std::slice::from_ref(&group))
-            .await
-            .expect("list")
-            .len(),
-        1
-    );
-    store
-        .touch(&key, &put.write)
-        .await
-        .expect("a touch, as long as nobody deleted it");
+    assert!(life(&record).1.is_none_or(|left| left.is_zero()), "its time is over");
+    assert_eq!(store.list(std::slice::from_ref(&group)).await.expect("list").len(), 1);
+    store.touch(&key, &put.write).await.expect("a touch, as long as nobody deleted it");
     assert!(!read(&*store, &key).await.expect("the record").is_over());
-    let error = store
-        .delete(&key, &record.version)
-        .await
-        .expect_err("it was touched since");
+    let error = store.delete(&key, &record.version).await.expect_err("it was touched since");
     assert_eq!(error.kind(), Kind::Conflict);
 }
 
@@ -266,10 +209,7 @@ async fn a_touch_is_a_new_version(world: World) {
     for _ in 0..3 {
         let version = store.touch(&key, &put.write).await.expect("touch");
         assert!(!versions.contains(&version), "a version came back");
-        assert_eq!(
-            read(&*store, &key).await.expect("the record").version,
-            version
-        );
+        assert_eq!(read(&*store, &key).await.expect("the record").version, version);
         versions.push(version);
     }
 }
@@ -281,14 +221,8 @@ async fn a_wall_clock_that_is_set_ends_nothing(world: World) {
     let put = world.put(&key, "one", Expect::Absent, Keep::Ephemeral(ttl));
     store.put(&put).await.expect("put");
     world.clock().set_forward(hour);
-    let forward = read(&*store, &key)
-        .await
-        .expect("the record, an hour later by the wall clock");
-    assert!(
-        life(&forward)
-            .1
-            .is_none_or(|left| left > ttl / 2 && left <= ttl)
-    );
+    let forward = read(&*store, &key).await.expect("the record, an hour later by the wall clock");
+    assert!(life(&forward).1.is_none_or(|left| left > ttl / 2 && left <= ttl));
     world.clock().set_back(hour * 2);
     world.pass(ttl + margin(ttl)).await;
     let back = read(&*store, &key).await;
