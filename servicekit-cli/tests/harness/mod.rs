@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Store {
     folder: TempDir,
     runs: AtomicUsize,
+    program: PathBuf,
+    scheme: &'static str,
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 /// What a command that has ended left.
@@ -54,7 +57,18 @@ pub struct Running {
 
 impl Store {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), runs: AtomicUsize::new(0) }
+        Self::of(env!("CARGO_BIN_EXE_servicekit").into(), "local")
+    }
+
+    /// A store of another scheme, for a command that knows it.
+    pub fn of(program: PathBuf, scheme: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, runs: AtomicUsize::new(0), program, scheme, variables: Vec::new() }
+    }
+
+    /// Sets a variable of the environment of all commands.
+    pub fn set(&mut self, name: &'static str, value: &'static str) {
+        self.variables.push((name, value));
     }
 
     /// A path in the folder.
@@ -63,15 +77,16 @@ impl Store {
     }
 
     pub fn url(&self) -> String {
-        format!("local:{}", self.path("store.db").display())
+        format!("{}:{}", self.scheme, self.path("store.db").display())
     }
 
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_servicekit"));
+        let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SERVICEKIT_")) {
             command.env_remove(name);
         }
         command.env("SERVICEKIT_BACKEND", self.url()).stdin(Stdio::null());
+        command.envs(self.variables.iter().copied());
         command.args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         command
     }
