@@ -22,19 +22,19 @@ pub(crate) struct Node {
     halted: watch::Sender<bool>,
 }
 
-/// The way to the store.
+/// The way to the store. Sessions are told apart by their address: their names are used again.
 #[derive(Clone, Debug)]
 pub(crate) enum Link {
     /// There is no session.
     Closed,
     /// The last beat was answered.
-    Open(Session),
+    Open(Arc<Session>),
     /// The last beat was not answered; others need not try.
-    Away(Session),
+    Away(Arc<Session>),
 }
 
 impl Link {
-    pub(crate) fn session(&self) -> Option<Session> {
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
         match self {
             Self::Closed => None,
             Self::Open(session) | Self::Away(session) => Some(session.clone()),
@@ -76,14 +76,14 @@ impl Node {
         self.options.ttl / 3
     }
 
-    pub(crate) fn session(&self) -> Option<Session> {
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
         self.link.borrow().session()
     }
 
     /// Notes that a session has ended, unless it was replaced already, and reports it once.
-    pub(crate) fn lost(&self, session: &Session) {
+    pub(crate) fn lost(&self, session: &Arc<Session>) {
         let lost = self.link.send_if_modified(|link| match link {
-            Link::Open(current) | Link::Away(current) if current.name() == session.name() => {
+            Link::Open(current) | Link::Away(current) if Arc::ptr_eq(current, session) => {
                 *link = Link::Closed;
                 true
             }

@@ -1,7 +1,7 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use servicekit_core::{
-    Error, Instance, Kind, Name,
+    Error, Instance, Kind,
     registry::{Claim, InstanceKey, Session},
 };
 use tokio::sync::{Notify, SemaphorePermit, watch};
@@ -67,8 +67,8 @@ struct Registration<'a> {
 enum Last {
     /// There was none under the present session.
     None,
-    /// It was stored under the session of this name.
-    Stored(Name),
+    /// It was stored under this session.
+    Stored(Arc<Session>),
     /// It may not have been stored; the next one comes after this pause.
     Failed(Duration),
 }
@@ -94,7 +94,7 @@ impl<'a> Registration<'a> {
             match answer {
                 Ok(()) => {
                     self.party.succeeded();
-                    self.last = Last::Stored(session.name().clone());
+                    self.last = Last::Stored(session);
                 }
                 Err(error) if error.kind() == Kind::Superseded => return Ended::Superseded,
                 Err(error) if error.kind() == Kind::Lost => {
@@ -107,15 +107,15 @@ impl<'a> Registration<'a> {
     }
 
     /// Waits until the instance has to be put, and until the store is there for it.
-    async fn due(&mut self) -> (Session, SemaphorePermit<'a>) {
+    async fn due(&mut self) -> (Arc<Session>, SemaphorePermit<'a>) {
         let Self { node, state, link, last, .. } = self;
         let clock = &node.env.clock;
         match last {
             Last::None => {}
             Last::Failed(pause) => clock.sleep(*pause).await,
-            Last::Stored(name) => {
+            Last::Stored(under) => {
                 let another =
-                    |link: &Link| matches!(link, Link::Open(session) if session.name() != name);
+                    |link: &Link| matches!(link, Link::Open(now) if !Arc::ptr_eq(now, under));
                 tokio::select! {
                     // It fails only when the node halts, and that is seen elsewhere.
                     Ok(()) = state.changed() => {}

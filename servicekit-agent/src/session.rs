@@ -32,12 +32,12 @@ pub(crate) async fn hold(
     }
 }
 
-async fn open(node: &Node, party: &mut Party<'_>) -> Session {
+async fn open(node: &Node, party: &mut Party<'_>) -> Arc<Session> {
     loop {
         match node.registry.open(&node.options.node, node.options.ttl).await {
             Ok(session) => {
                 party.succeeded();
-                return session;
+                return Arc::new(session);
             }
             Err(error) => {
                 let pause = party.failed(error, &node.env, node.beat_interval());
@@ -50,7 +50,7 @@ async fn open(node: &Node, party: &mut Party<'_>) -> Session {
 /// Beats until the session is lost.
 async fn beat(
     node: &Node,
-    session: &Session,
+    session: &Arc<Session>,
     party: &mut Party<'_>,
     taken_over: &BTreeMap<InstanceKey, Arc<Notify>>,
 ) {

@@ -323,9 +323,10 @@ async fn stopping_does_not_wait_for_a_store_that_is_away() {
         } else {
             world.store.go_away()
         }
-        let before = world.env.clock.now();
+        let (before, reports) = (world.env.clock.now(), agent.reports.clone());
         assert_eq!(agent.stop().await, Outcome::Stopped);
         assert!(world.env.clock.now().since(before) <= 5 * SECOND);
+        assert!(!reports.lock().unwrap().iter().any(|report| report.contains("is back")));
         world.store.come_back();
         world.until_state("web-1", State::Lost).await;
     }

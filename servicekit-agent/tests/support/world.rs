@@ -103,7 +103,7 @@ impl World {
 pub(crate) struct Running {
     stop: oneshot::Sender<()>,
     pub(crate) task: JoinHandle<Outcome>,
-    reports: Arc<Mutex<Vec<String>>>,
+    pub(crate) reports: Arc<Mutex<Vec<String>>>,
 }
 
 impl Running {
