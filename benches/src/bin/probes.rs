@@ -147,12 +147,12 @@ async fn run_agent(server: &str, time: Duration) -> Result<()> {
 
 /// Asks the exporter to probe the server, as often as the agent does.
 async fn scrape(exporter: SocketAddr, server: SocketAddr, time: Duration) -> Result<()> {
-    let deadline = SystemClock::default().now() + Duration::from_secs(10);
+    let deadline = SystemClock.now() + Duration::from_secs(10);
     while TcpStream::connect(exporter).await.is_err() {
-        if SystemClock::default().now() > deadline {
+        if SystemClock.now() > deadline {
             return Err("the exporter does not listen".into());
         }
-        SystemClock::default().sleep(Duration::from_millis(20)).await;
+        SystemClock.sleep(Duration::from_millis(20)).await;
     }
     let pause = Duration::from_secs(1) * SCRAPERS / SERVICES;
     let mut scrapers = JoinSet::new();
@@ -172,7 +172,7 @@ async fn scrape_one(
     pause: Duration,
     time: Duration,
 ) -> Result<()> {
-    let clock = SystemClock::default();
+    let clock = SystemClock;
     let target = format!("/probe?module=http_2xx&target=http://{server}/health");
     let request = format!("GET {target} HTTP/1.1\r\nhost: {exporter}\r\n\r\n");
     let mut stream = BufReader::new(TcpStream::connect(exporter).await?);

@@ -16,7 +16,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(20);
 pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
-    Arc::new(SystemClock::default())
+    Arc::new(SystemClock)
 }
 
 /// A clock on which every pause ends as soon as a condition holds: a time-out that strikes at the right moment, however
