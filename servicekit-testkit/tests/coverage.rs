@@ -104,8 +104,8 @@ fn suite_sources() -> Vec<String> {
     let suite = root().join("src/suite");
     let mut sources = vec![read(&suite.join("certs.rs"))];
     for level in ["store", "registry", "leases"] {
-        for entry in fs::read_dir(suite.join(level)).unwrap() {
-            sources.push(read(&entry.unwrap().path()));
+        for entry in fs::read_dir(suite.join(level)).expect("a folder of cases") {
+            sources.push(read(&entry.expect("a file of cases").path()));
         }
     }
     sources

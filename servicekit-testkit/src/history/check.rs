@@ -30,6 +30,7 @@ struct Grant {
 pub(super) fn violations(events: &[Event], slots: u32) -> Vec<Violation> {
     let courses = courses(events);
     let mut grants: Vec<_> = courses.values().filter_map(|course| course.grant).collect();
+    grants.retain(|grant| grant.stands_at(grant.from));
     grants.sort_by_key(|grant| (grant.from, grant.order));
     let mut found = Vec::new();
     overlaps(&grants, &mut found);
@@ -41,6 +42,7 @@ pub(super) fn violations(events: &[Event], slots: u32) -> Vec<Violation> {
 
 fn courses(events: &[Event]) -> BTreeMap<Attempt, Course> {
     let mut courses: BTreeMap<Attempt, Course> = BTreeMap::new();
+    let mut forced = BTreeMap::new();
     for (order, Event { at, what }) in events.iter().enumerate() {
         match *what {
             What::Joining(attempt) => courses.entry(attempt).or_default().joined = order,
@@ -48,7 +50,9 @@ fn courses(events: &[Event]) -> BTreeMap<Attempt, Course> {
                 courses.entry(attempt).or_default().waited.get_or_insert(order);
             }
             What::Granted(attempt, token, slot) => {
-                let grant = Grant { token, slot, order, from: *at, until: None };
+                // Who is evicted by force may hear of its grant only after that.
+                let until = forced.get(&token).copied();
+                let grant = Grant { token, slot, order, from: *at, until };
                 courses.entry(attempt).or_default().grant = Some(grant);
             }
             What::Ended(attempt, end) => {
@@ -57,6 +61,7 @@ fn courses(events: &[Event]) -> BTreeMap<Attempt, Course> {
                 close(course.grant.as_mut(), *at);
             }
             What::Forced(token) => {
+                forced.insert(token, *at);
                 let grants = courses.values_mut().filter_map(|course| course.grant.as_mut());
                 close(grants.into_iter().find(|grant| grant.token == token), *at);
             }
@@ -346,5 +351,8 @@ mod tests {
             lost(1),
         ];
         assert_eq!(found(1, &happened), []);
+        let unheard =
+            [joining(1), What::Forced(Token(10)), joining(2), granted(2, 11, 0), granted(1, 10, 0)];
+        assert_eq!(found(1, &unheard), []);
     }
 }

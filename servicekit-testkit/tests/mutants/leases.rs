@@ -86,7 +86,7 @@ impl LeaseProvider for Mutant {
             asked.wait = Some(LONG_AGO);
         }
         let (ticket, standing) = self.leases.join(lease, &asked).await?;
-        self.tickets.lock().unwrap().push(ticket.clone());
+        self.tickets.lock().expect("no panic while it was held").push(ticket.clone());
         let standing = match standing {
             Standing::Waiting { holders, .. } if request.wait.is_none() => {
                 Standing::Refused { holders }
@@ -134,7 +134,7 @@ impl LeaseProvider for Mutant {
         match self.bug {
             Bug::RenewsWithoutAnswer if error.kind() != Kind::Lost => Ok(()),
             Bug::RenewalProvesTheSession => {
-                let tickets = self.tickets.lock().unwrap().clone();
+                let tickets = self.tickets.lock().expect("no panic while it was held").clone();
                 for ticket in tickets {
                     if self.leases.renew(&ticket).await.is_ok() {
                         return Ok(());

@@ -58,11 +58,15 @@ impl Registry for Mutant {
                 self.registry.list(&label).await?;
             }
         }
-        let current = self.reopened.lock().unwrap().get(session.name()).cloned();
+        let current =
+            self.reopened.lock().expect("no panic while it was held").get(session.name()).cloned();
         match self.registry.beat(current.as_ref().unwrap_or(session)).await {
             Err(error) if self.bug == Bug::ReopensSilently && error.kind() == Kind::Lost => {
                 let again = self.registry.open("node", session.ttl()).await?;
-                self.reopened.lock().unwrap().insert(session.name().clone(), again);
+                self.reopened
+                    .lock()
+                    .expect("no panic while it was held")
+                    .insert(session.name().clone(), again);
                 Ok(Vec::new())
             }
             answer => answer,

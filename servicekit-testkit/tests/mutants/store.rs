@@ -57,14 +57,18 @@ impl Mutant {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().expect("no panic while it was held")
     }
 
     fn key(&self, key: &Key) -> Key {
         match self.bug {
-            Bug::FoldsCase => key
-                .group
-                .key(key.name.as_str().to_lowercase().parse::<servicekit_core::Name>().unwrap()),
+            Bug::FoldsCase => key.group.key(
+                key.name
+                    .as_str()
+                    .to_lowercase()
+                    .parse::<servicekit_core::Name>()
+                    .expect("a fine name"),
+            ),
             _ => key.clone(),
         }
     }

@@ -98,13 +98,13 @@ async fn a_follower_sees_a_snapshot_then_each_change(world: World) {
 }
 
 async fn a_follower_sees_its_label_alone(world: World) {
-    let (node, foo) = (Node::open_long(&world).await, label("foo"));
-    let (mut events, mut seen) = (node.registry.watch(&foo), Seen::default());
+    let (node, own) = (Node::open_long(&world).await, label("foo"));
+    let (mut events, mut seen) = (node.registry.watch(&own), Seen::default());
     world.next("a snapshot", &mut events, Some).await;
     for other in ["foo2", "fo", "foo.bar"] {
         node.put_up(&Claim::new(), &label(other), "other").await;
     }
-    node.put_up(&Claim::new(), &foo, "own").await;
+    node.put_up(&Claim::new(), &own, "own").await;
     world
         .next("its own instance", &mut events, |event| {
             seen.take(event);
