@@ -7,9 +7,10 @@ use rusqlite::Connection;
 use servicekit_core::{Doctor, Finding, Result};
 
 use crate::{
+    alarm::Alarm,
     connect::SCHEMA,
     error::Fault,
-    place::file_system,
+    place::{beside, file_system},
     records,
     store::{Local, off_thread},
 };
@@ -56,6 +57,7 @@ fn examine(local: &Local) -> Vec<Finding> {
         log(path),
         space(path),
         writable(local, path),
+        waking(path),
         content(local),
     ]
 }
@@ -164,6 +166,17 @@ fn holder(locks: &str, inode: u64) -> Option<String> {
     })
 }
 
+fn waking(path: &Path) -> Finding {
+    match Alarm::set(path) {
+        Ok(_) => Finding::fine("waking", "who waits sleeps until the file is written"),
+        Err(error) => Finding::warning(
+            "waking",
+            format!("who waits has to look 50 times a second: {error}"),
+            "raise the limit of this user: sysctl fs.inotify.max_user_instances=1024",
+        ),
+    }
+}
+
 fn content(local: &Local) -> Finding {
     let remedy = "stop what uses the file, then restore a backup, or move it away to begin anew";
     match local.0.with_connection(read_all) {
@@ -184,12 +197,6 @@ fn read_all(conn: &Connection) -> Result<(usize, Vec<String>), Fault> {
     damage
         .extend(records.into_iter().take(5).map(|name| format!("{name} is not what was written")));
     Ok((count, damage))
-}
-
-fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 fn size(path: &Path) -> u64 {

@@ -16,6 +16,7 @@
 //! # Ok::<_, servicekit_core::Error>(()) }).unwrap();
 //! ```
 
+mod alarm;
 mod connect;
 mod doctor;
 mod error;

@@ -16,7 +16,10 @@ use std::{
 
 use servicekit_core::Result;
 
-use crate::error::{busy, from_io};
+use crate::{
+    error::{busy, from_io},
+    place::beside,
+};
 
 /// One handle's way into the queue. Its callers take turns.
 #[derive(Debug)]
@@ -50,10 +53,8 @@ pub(crate) struct Head(Arc<File>);
 impl Queue {
     /// The queue for the store in `path`; its file is made when somebody enters.
     pub(crate) fn new(path: &Path) -> Self {
-        let mut name = path.as_os_str().to_owned();
-        name.push("-queue");
         let (file, turn) = (Mutex::default(), Arc::default());
-        Self { store: path.into(), path: name.into(), file, turn }
+        Self { store: path.into(), path: beside(path, "-queue"), file, turn }
     }
 
     /// Waits, blocking, until all who came before are through.

@@ -1,8 +1,8 @@
 //! Noticing what other processes write: one poller for all who watch through one handle, and none while nobody does.
 //!
-//! SQLite tells nobody that it was written to, but `PRAGMA data_version` answers from shared memory whether it was. Only
-//! when it was, the last changes of the groups that are watched are looked up, and only whoever watches a group that was
-//! changed reads it again. Beats and renewals change no group.
+//! The system wakes the poller when the log is written, and `PRAGMA data_version` answers from shared memory whether
+//! that was a commit. Only when it was, the last changes of the groups that are watched are looked up, and only whoever
+//! watches a group that was changed reads it again. Beats and renewals change no group.
 
 use std::{
     collections::BTreeMap,
@@ -20,16 +20,29 @@ use servicekit_core::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    alarm::Alarm,
     connect::connect,
     error::{Fault, Phase},
+    place::beside,
     records,
     store::{Local, off_thread, on},
 };
 
-/// How often the poller asks.
+/// How often the poller asks where it cannot be woken.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long to leave a file alone that cannot be read.
+/// The pauses after it was woken: the log is written some time before the commit shows, and how long depends on the disk.
+const PAUSES: [Duration; 7] = {
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+    [ms(1), ms(2), ms(4), ms(8), ms(16), ms(32), ms(64)]
+};
+
+/// Where it goes on among the pauses when the log is written again and again.
+const BUSY: usize = 4;
+
+/// How often it asks in any case, and how long a file is left alone that cannot be read.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// Follows one group; see [`Store::watch`](servicekit_core::store::Store::watch).
@@ -160,10 +173,10 @@ impl Drop for Watching {
 /// Asks until nobody watches any longer.
 async fn poll(local: Local) {
     let _end = Ending(local.clone());
-    let hub = &local.0.hub;
+    let (hub, clock) = (&local.0.hub, &*local.0.env.clock);
     let mut eye = None;
+    let mut quiet = 0;
     while let Some(groups) = hub.watched() {
-        let mut pause = INTERVAL;
         match look(&local, &mut eye, &groups).await {
             Ok(changes) => {
                 changes.iter().for_each(|(group, change)| hub.tell(group, Some(*change)))
@@ -171,11 +184,32 @@ async fn poll(local: Local) {
             Err(error) => {
                 tracing::debug!(%error, "cannot see whether the file has changed");
                 groups.iter().for_each(|group| hub.tell(group, None));
-                (eye, pause) = (None, RECOVERY);
+                eye = None;
             }
         }
-        let kicked = std::pin::pin!(hub.kick.notified());
-        select(kicked, local.0.env.clock.sleep(pause)).await;
+        let alarm = eye.as_ref().and_then(|eye: &Eye| eye.alarm.as_ref());
+        if alarm.is_some_and(Alarm::rang) {
+            quiet = quiet.min(BUSY);
+        }
+        let pause = match (&eye, alarm) {
+            (None, _) => RECOVERY,
+            (_, None) => INTERVAL,
+            (_, Some(_)) => PAUSES.get(quiet).copied().unwrap_or(RECOVERY),
+        };
+        quiet = (quiet + 1).min(PAUSES.len());
+        tokio::select! {
+            () = hub.kick.notified() => {}
+            () = clock.sleep(pause) => {}
+            true = ring(alarm.filter(|_| pause == RECOVERY)) => quiet = 0,
+        }
+    }
+}
+
+/// Waits for the alarm; for ever where there is none.
+async fn ring(alarm: Option<&Alarm>) -> bool {
+    match alarm {
+        Some(alarm) => alarm.ring().await.is_ok(),
+        None => std::future::pending().await,
     }
 }
 
@@ -191,6 +225,7 @@ impl Drop for Ending {
 /// The poller's own connection, and what it was told last.
 struct Eye {
     conn: Connection,
+    alarm: Option<Alarm>,
     version: Option<i64>,
     groups: Vec<Group>,
 }
@@ -207,7 +242,7 @@ async fn look(local: &Local, eye: &mut Option<Eye>, groups: &[Group]) -> Result<
             off_thread(move || {
                 let conn = connect(&path)
                     .map_err(|error| Fault::Sqlite(error).explain(Phase::Before, &path))?;
-                Ok(Eye { conn, version: None, groups: Vec::new() })
+                Ok(Eye { conn, alarm: None, version: None, groups: Vec::new() })
             })
             .await?
         }
@@ -217,6 +252,10 @@ async fn look(local: &Local, eye: &mut Option<Eye>, groups: &[Group]) -> Result<
     if open.version == Some(version) && open.groups == groups {
         *eye = Some(open);
         return Ok(Vec::new());
+    }
+    if open.version.is_none() {
+        // The log is there now; it stays as long as this connection.
+        open.alarm = Alarm::set(&beside(path, "-wal")).ok();
     }
     open.groups = groups.to_vec();
     open.version = Some(version);
