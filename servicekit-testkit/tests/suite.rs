@@ -10,6 +10,12 @@ fn main() -> ExitCode {
         memory("server", Profile::Server),
         memory("feed", Profile::Feed),
         memory("table", Profile::Table),
+        Subject::new("real-time", Time::Real, |env| async {
+            Ok(Fresh::new(Memory::new(env, Profile::Server)))
+        }),
+        Subject::new("real-time-feed", Time::Real, |env| async {
+            Ok(Fresh::new(Memory::new(env, Profile::Feed)))
+        }),
     ])
 }
 

@@ -93,7 +93,9 @@ impl fmt::Display for Report {
 }
 
 pub(super) fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // In real time most cases wait most of the time.
+    arguments.test_threads.get_or_insert(16);
     let options = Options { seed: 0, plan: None };
     let trials = subjects.into_iter().flat_map(|subject| {
         cases().map(move |case| {

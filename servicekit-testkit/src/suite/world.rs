@@ -58,8 +58,11 @@ impl World {
 
     /// A ttl that cases can wait for.
     pub(super) fn ttl(&self) -> Duration {
-        let short =
-            if self.clock.is_some() { Duration::from_secs(20) } else { Duration::from_millis(900) };
+        let short = if self.clock.is_some() {
+            Duration::from_secs(20)
+        } else {
+            Duration::from_millis(1500)
+        };
         short.max(self.capabilities().min_ttl)
     }
 
@@ -81,6 +84,11 @@ impl World {
         } else {
             Duration::from_secs(15)
         }
+    }
+
+    /// How late a task may run that could run at once.
+    pub(super) fn lag(&self) -> Duration {
+        if self.clock.is_some() { Duration::from_millis(10) } else { Duration::from_secs(1) }
     }
 
     pub(super) fn now(&self) -> Instant {

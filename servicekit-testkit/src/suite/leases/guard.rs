@@ -65,7 +65,7 @@ async fn a_guard_is_lost_by_its_deadline_when_the_store_is_away(world: World) {
         assert_eq!((loss, guard.deadline()), (Loss::Unrenewed, None));
         assert!(lost >= deadline, "lost {:?} before its deadline", deadline.since(lost));
         assert!(
-            lost.since(deadline) <= Duration::from_millis(250),
+            lost.since(deadline) <= world.lag(),
             "lost {:?} after it",
             lost.since(deadline)
         );
@@ -96,7 +96,7 @@ async fn a_guard_is_told_of_an_eviction(world: World) {
     two.leases.evict(&two.lease, guard.token(), false).await.expect("evict");
     let evicted = world.now();
     assert_eq!(world.soon("the loss", guard.lost()).await, Loss::Ended);
-    assert!(world.now().since(evicted) <= world.ttl() / 2, "with its next renewal");
+    assert!(world.now().since(evicted) <= world.lag(), "with its next renewal");
     let (released, next) = futures_util::join!(guard.release(), acquire(&two));
     released.expect("release");
     assert!(world.now().since(evicted) < world.ttl(), "whoever leaves frees the slot at once");
@@ -115,7 +115,7 @@ async fn the_guard_of_a_suspended_host_is_lost(world: World) {
     clock.suspend(world.ttl() * 3);
     let woken = world.now();
     assert_eq!(world.soon("the loss", guard.lost()).await, Loss::Unrenewed);
-    assert!(world.now().since(woken) <= Duration::from_millis(10), "at once");
+    assert!(world.now().since(woken) <= world.lag(), "at once");
 }
 
 async fn a_renewal_counts_from_before_it_was_sent(world: World) {
