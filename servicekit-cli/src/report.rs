@@ -36,7 +36,7 @@ impl Failure {
             Self::Usage(_) => Exit::USAGE,
             Self::Interrupted(signal) => Exit::signal(signal.number()),
             // Who has read enough is no failure.
-            Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::DONE,
+            Self::Stdout(error) if is_closed(error) && !with_child => Exit::DONE,
             Self::No(_) if with_child => Exit::TIMED_OUT,
             _ if with_child => Exit::FAILED,
             Self::No(_) | Self::Stdout(_) | Self::Host(_) => Exit::NO,
@@ -55,7 +55,7 @@ impl Failure {
                 Some(format!("store {store}: {}; {}", chain(error), remedy(error)))
             }
             Self::Interrupted(_) => None,
-            Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
+            Self::Stdout(error) if is_closed(error) => None,
             Self::Stdout(error) => Some(format!("cannot write to stdout: {error}")),
         }
     }
@@ -70,6 +70,10 @@ impl From<Error> for Failure {
             _ => Self::Store(error),
         }
     }
+}
+
+fn is_closed(stdout: &io::Error) -> bool {
+    stdout.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// An error and its causes on one line, each once: many repeat their source.

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use harness::{Running, Signal, Store, Web, eventually};
 use serde_json::Value;
@@ -155,6 +155,30 @@ fn a_command_that_has_to_wait_too_long_ends_with_124() {
         let options = format!("--service-id a --acquire-timeout {timeout}");
         let done = under_lease(&store, &options, "echo never").wait();
         assert_eq!((done.code, done.stdout.as_str()), (124, ""), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_lease_that_a_process_keeps_is_never_shared() {
+    let store = Store::new();
+    let working = under_lease(&store, "--service-id a", "echo ready; exec sleep 1000");
+    working.last_line_is("ready");
+    let again = "acquire-lease --label web --service-id a --acquire-timeout 0";
+    assert_eq!(store.run(again).code, 1);
+    assert_eq!(store.run(&format!("{again} -- echo never")).code, 124);
+}
+
+#[test]
+fn a_grant_that_nobody_hears_of_is_given_back() {
+    let store = Store::new();
+    for (args, code) in [(&[][..], 0), (&["--", "echo", "never"], 125)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = store.command(["acquire-lease", "--label", "web", "-o", "json"]);
+        let output = command.args(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        assert_eq!(store.lease("web")["grants"], serde_json::json!([]));
     }
 }
 

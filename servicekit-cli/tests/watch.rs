@@ -62,6 +62,9 @@ fn all_probes_must_pass() {
         "web",
         "--service-id",
         "web-1",
+        "--service-info",
+        "a=1",
+        "b=2",
         "--interval",
         "100ms",
         "--monitor-url",
@@ -75,6 +78,8 @@ fn all_probes_must_pass() {
     watcher.says("starting -> down");
     fs::write(&flag, "").unwrap();
     watcher.says("down -> up");
+    let hosts = store.json("hosts --label web --wait -o json");
+    assert_eq!(hosts[0]["info"], serde_json::json!({ "a": "1", "b": "2" }));
     drop(listener);
     watcher.says("up -> down");
 }

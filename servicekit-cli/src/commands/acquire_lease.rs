@@ -137,7 +137,11 @@ impl AcquireLease {
         if self.output == Output::Json {
             let end = self.end(&granted, context);
             let taken = self.taken(&request.holder, &granted, end)?;
-            output::print(taken).await?;
+            if let Err(failure) = output::print(taken).await {
+                // Nobody knows of it.
+                obtain::within_reason(context, backend.leases.leave(&ticket)).await;
+                return Err(failure);
+            }
         }
         if self.has_child() {
             return attended::run(self, backend, ticket, granted, healthy, context, signals).await;

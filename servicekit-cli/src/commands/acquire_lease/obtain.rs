@@ -104,7 +104,10 @@ fn tell(progress: &mut Progress, label: &Label, event: Event<'_>) {
 
 /// Gives back what this process has of the lease: its place in the queue, or a grant that has come at this very moment.
 async fn withdraw(backend: &Backend, label: &Label, request: &Request, context: &Context) {
-    within_reason(context, leave_all(&*backend.leases, label, &request.note)).await;
+    let leaving = leave_all(&*backend.leases, label, &request.note);
+    let left = timeout(&*context.env.clock, LEAVING, leaving).await;
+    // In most cases there is nothing, and why the store does not answer is being told already.
+    tracing::debug!(?left, "withdrew");
 }
 
 async fn leave_all(leases: &dyn LeaseProvider, label: &Label, note: &str) -> StoreResult<()> {
