@@ -1,6 +1,7 @@
 //! Who is up, at which address, and why not.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -101,11 +102,45 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
 pub struct Session {
     pub(crate) reference: SessionRef,
     pub(crate) ttl: Duration,
-    /// The put that a beat proves; a takeover's note replaces it.
-    pub(crate) write: Arc<Mutex<WriteId>>,
+    pub(crate) known: Arc<Mutex<Known>>,
+}
+
+/// What the node knows of its session's record.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// The put that a beat proves; a note replaces it.
+    pub(crate) write: WriteId,
+    /// The takeovers that were told already.
+    told: BTreeSet<Takeover>,
+}
+
+/// An instance that was taken over, by the incarnation that did it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Takeover {
+    #[serde(flatten)]
+    pub(crate) instance: InstanceKey,
+    pub(crate) by: u64,
 }
 
 impl Session {
+    pub(crate) fn new(reference: SessionRef, ttl: Duration, write: WriteId) -> Self {
+        let known = Known { write, told: BTreeSet::new() };
+        Self { reference, ttl, known: Arc::new(Mutex::new(known)) }
+    }
+
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the record's notes in, and returns those that are new.
+    pub(crate) fn hear(&self, write: WriteId, taken: Vec<Takeover>) -> Vec<InstanceKey> {
+        let mut known = self.known();
+        known.write = write;
+        let before = std::mem::replace(&mut known.told, taken.iter().cloned().collect());
+        let new = taken.into_iter().filter(|takeover| !before.contains(takeover));
+        new.map(|takeover| takeover.instance).collect()
+    }
+
     /// How long it lives without a beat.
     #[must_use]
     pub fn ttl(&self) -> Duration {
@@ -127,8 +162,8 @@ pub struct Claim(Mutex<Drawn>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Drawn {
-    /// The incarnation of the last put, whether it was applied or not.
-    pub(crate) tried: Option<u64>,
+    /// The incarnation and the write id of the last put, whether it was applied or not.
+    pub(crate) tried: Option<(u64, WriteId)>,
     pub(crate) incarnation: Option<u64>,
     /// The instance's changes from before this claim.
     pub(crate) before: Vec<StateChange>,

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::{FORMAT, Index, Oddities, merge::Merge, put_json};
 use crate::{
     Capabilities, Env, Error, Instance, Kind, Label, Name, Namespace, Registry, Result, Retry,
-    ServiceId,
+    ServiceId, Timestamp,
     instance::{REMEMBERED_CHANGES, StateChange},
-    registry::{Claim, Event, InstanceKey, RETENTION, Session, SessionRef, Snapshot},
+    registry::{Claim, Event, InstanceKey, RETENTION, Session, SessionRef, Snapshot, Takeover},
     store::{Expect, Group, Keep, Key, Record, Reliable, Store as _, WriteId},
 };
 
@@ -25,7 +25,7 @@ const SESSION_NAMES: u64 = 65_536;
 /// How often a write that lost is tried again.
 const MOST_TRIES: u32 = 50;
 
-/// How many takeovers a session's record holds; who missed more learns of them at its next puts.
+/// How many takeovers a session's record holds, the latest; who missed more learns of them at its next puts.
 const MOST_TAKEN: usize = 1000;
 
 /// The registry over a store.
@@ -56,15 +56,21 @@ pub(super) struct InstanceValue {
     other: serde_json::Map<String, serde_json::Value>,
 }
 
+/// An instance's record, and whose put it was.
+struct Stored {
+    value: InstanceValue,
+    write: WriteId,
+}
+
 /// The value of a session's record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SessionValue {
     v: u32,
     pub(super) nonce: String,
     node: String,
-    /// Instances that were taken over from this session, until its next beat.
+    /// Instances that were taken over from this session. They stay, so that a beat whose answer was lost loses none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    taken: Vec<InstanceKey>,
+    taken: Vec<Takeover>,
     /// What a newer version added.
     #[serde(flatten)]
     other: serde_json::Map<String, serde_json::Value>,
@@ -96,12 +102,10 @@ impl Instances {
     }
 
     /// Reads an instance's record; one that cannot be used is reported, and its place may be taken.
-    async fn stored(&self, key: &Key) -> Result<(Option<InstanceValue>, Expect)> {
-        let Some(record) = self.store.get(key).await? else {
-            return Ok((None, Expect::Absent));
-        };
-        let value = self.oddities.skip(&record);
-        Ok((value, Expect::At(record.version)))
+    async fn stored(&self, key: &Key) -> Result<(Option<Stored>, Expect)> {
+        let Some(record) = self.store.get(key).await? else { return Ok((None, Expect::Absent)) };
+        let stored = self.oddities.skip(&record).map(|value| Stored { value, write: record.write });
+        Ok((stored, Expect::At(record.version)))
     }
 
     async fn session(&self, session: &SessionRef) -> Result<Option<(SessionValue, Record)>> {
@@ -113,30 +117,24 @@ impl Instances {
         Ok(value.filter(|value| value.nonce == session.nonce).map(|value| (value, record)))
     }
 
-    /// Writes a session's value over the one that was read, and returns the write id.
-    async fn rewrite(&self, value: &SessionValue, record: &Record, keep: Keep) -> Result<WriteId> {
-        let expect = Expect::At(record.version.clone());
-        let put = put_json(&self.env.random, &record.key, value, expect, keep)?;
-        self.store.put(&put).await?;
-        Ok(put.write)
-    }
-
     /// Tells a session that one of its instances was taken over. It hears of it at its next beat.
-    async fn tell(&self, session: &SessionRef, taken: &InstanceKey) -> Result<()> {
+    async fn tell(&self, session: &SessionRef, takeover: &Takeover) -> Result<()> {
         for attempt in 0..MOST_TRIES {
-            let Some((mut value, record)) = self.session(session).await? else {
-                return Ok(());
-            };
-            if value.taken.contains(taken) || value.taken.len() >= MOST_TAKEN {
+            let Some((mut value, record)) = self.session(session).await? else { return Ok(()) };
+            if value.taken.contains(takeover) {
                 return Ok(());
             }
-            value.taken.push(taken.clone());
-            match self.rewrite(&value, &record, Keep::Unchanged).await {
+            value.taken.push(takeover.clone());
+            let surplus = value.taken.len().saturating_sub(MOST_TAKEN);
+            value.taken.drain(..surplus);
+            let expect = Expect::At(record.version);
+            let put = put_json(&self.env.random, &record.key, &value, expect, Keep::Unchanged)?;
+            match self.store.put(&put).await {
                 Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
                 answer => return answer.map(drop),
             }
         }
-        Err(too_busy(&taken.service_id))
+        Err(too_busy(&takeover.instance.service_id))
     }
 
     fn merge(&self, label: &Label) -> Merge {
@@ -190,7 +188,7 @@ impl Registry for Instances {
                 Err(error) => return Err(error),
                 Ok(_) => {
                     let reference = SessionRef { name, nonce: value.nonce };
-                    return Ok(Session { reference, ttl, write: Arc::new(Mutex::new(put.write)) });
+                    return Ok(Session::new(reference, ttl, put.write));
                 }
             }
         }
@@ -200,22 +198,18 @@ impl Registry for Instances {
     async fn beat(&self, session: &Session) -> Result<Vec<InstanceKey>> {
         let key = self.sessions().key(session.reference.name.clone());
         for attempt in 0..MOST_TRIES {
-            let write = session.write.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            match self.store.touch(&key, &write).await {
+            let known = session.known().write.clone();
+            match self.store.touch(&key, &known).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 answer => return answer.map(|_| Vec::new()),
             }
             // Somebody wrote a note into it, or it is somebody else's by now.
-            let Some((mut value, record)) = self.session(&session.reference).await? else {
+            let Some((value, record)) = self.session(&session.reference).await? else {
                 let message = "the session has ended";
                 return Err(Error::new(Kind::Lost, message).during("beat").at(&key));
             };
-            let taken = std::mem::take(&mut value.taken);
-            match self.rewrite(&value, &record, Keep::Ephemeral(session.ttl)).await {
-                Ok(write) => {
-                    *session.write.lock().unwrap_or_else(PoisonError::into_inner) = write;
-                    return Ok(taken);
-                }
+            match self.store.touch(&key, &record.write).await {
+                Ok(_) => return Ok(session.hear(record.write, value.taken)),
                 Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
                 Err(error) => return Err(error),
             }
@@ -243,7 +237,8 @@ impl Registry for Instances {
         let key = self.instances(label).key(service_id);
         for attempt in 0..MOST_TRIES {
             let (stored, expect) = self.stored(&key).await?;
-            let (incarnation, before) = claim.draw(stored.as_ref(), self.env.clock.wall(), &key)?;
+            let (wall, reference) = (self.env.clock.wall(), &session.reference);
+            let (incarnation, before) = claim.draw(stored.as_ref(), reference, wall, &key)?;
             let changes = before.iter().chain(&instance.changes);
             let surplus =
                 (before.len() + instance.changes.len()).saturating_sub(REMEMBERED_CHANGES);
@@ -254,9 +249,10 @@ impl Registry for Instances {
                 session: session.reference.clone(),
                 removed: false,
                 instance: Instance { changes, ..instance.clone() },
-                other: stored.as_ref().map(|stored| stored.other.clone()).unwrap_or_default(),
+                other: stored.map(|stored| stored.value.other).unwrap_or_default(),
             };
             let put = put_json(&self.env.random, &key, &value, expect, Keep::Ephemeral(RETENTION))?;
+            claim.tries(incarnation, &put.write);
             match self.store.put(&put).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == Kind::Conflict => {
@@ -265,10 +261,10 @@ impl Registry for Instances {
                 }
                 Err(error) => return Err(error),
             }
-            claim.make_good(incarnation, stored, &session.reference, before);
+            claim.make_good(incarnation);
             if let Some(former) = claim.former() {
-                let taken = InstanceKey { label: label.clone(), service_id: service_id.clone() };
-                self.tell(&former, &taken).await?;
+                let instance = InstanceKey { label: label.clone(), service_id: service_id.clone() };
+                self.tell(&former, &Takeover { instance, by: incarnation }).await?;
                 claim.told();
             }
             return Ok(());
@@ -327,40 +323,40 @@ impl Claim {
     /// The incarnation to write with, and the history from before this claim.
     fn draw(
         &self,
-        stored: Option<&InstanceValue>,
-        wall: crate::Timestamp,
+        stored: Option<&Stored>,
+        session: &SessionRef,
+        wall: Timestamp,
         key: &Key,
     ) -> Result<(u64, Vec<StateChange>)> {
         let mut drawn = self.lock();
-        let newest = stored.map_or(0, |stored| stored.incarnation);
-        match drawn.incarnation {
-            Some(own) if newest > own => Err(superseded(key)),
-            Some(own) => Ok((own, drawn.before.clone())),
-            None => {
-                let before = stored.filter(|stored| !stored.removed);
-                let before = before.map(|stored| stored.instance.changes.clone());
-                let incarnation = wall.as_millis().max(newest + 1);
-                drawn.tried = Some(incarnation);
-                Ok((incarnation, before.unwrap_or_default()))
+        let newest = stored.map_or(0, |stored| stored.value.incarnation);
+        let incarnation = match (drawn.incarnation, &drawn.tried) {
+            (Some(own), _) if newest > own => return Err(superseded(key)),
+            (Some(own), _) => own,
+            // An earlier put was applied after all.
+            (None, Some((tried, write))) if stored.is_some_and(|stored| stored.write == *write) => {
+                *tried
             }
-        }
+            (None, _) => {
+                let before = stored.map(|stored| &stored.value).filter(|value| !value.removed);
+                drawn.before =
+                    before.map(|value| value.instance.changes.clone()).unwrap_or_default();
+                let former = before.map(|value| value.session.clone());
+                drawn.former = former.filter(|former| former != session);
+                wall.as_millis().max(newest + 1)
+            }
+        };
+        Ok((incarnation, drawn.before.clone()))
     }
 
-    /// The put succeeded: the incarnation is this claim's, and who had it before has to be told.
-    fn make_good(
-        &self,
-        incarnation: u64,
-        stored: Option<InstanceValue>,
-        session: &SessionRef,
-        before: Vec<StateChange>,
-    ) {
-        let mut drawn = self.lock();
-        if drawn.incarnation.is_none() {
-            drawn.incarnation = Some(incarnation);
-            drawn.before = before;
-            let former = stored.filter(|stored| !stored.removed && stored.session != *session);
-            drawn.former = former.map(|stored| stored.session);
-        }
+    /// A put is about to be sent, and may be applied whether that is heard of or not.
+    fn tries(&self, incarnation: u64, write: &WriteId) {
+        self.lock().tried = Some((incarnation, write.clone()));
+    }
+
+    /// The put was acknowledged: the incarnation is this claim's.
+    fn make_good(&self, incarnation: u64) {
+        self.lock().incarnation = Some(incarnation);
     }
 
     fn former(&self) -> Option<SessionRef> {
@@ -374,14 +370,16 @@ impl Claim {
     /// The incarnation to remove with; `None` when there is nothing of this claim to remove.
     ///
     /// A first put that was not acknowledged may have been applied, and may still be.
-    fn removes(&self, stored: Option<&InstanceValue>, key: &Key) -> Result<Option<u64>> {
+    fn removes(&self, stored: Option<&Stored>, key: &Key) -> Result<Option<u64>> {
         let drawn = self.lock();
-        let newest = stored.map(|stored| stored.incarnation);
-        match (drawn.incarnation, drawn.tried) {
-            (Some(own), _) if newest > Some(own) => Err(superseded(key)),
-            (Some(own), _) => Ok(Some(own)),
-            (None, Some(tried)) => Ok(newest.is_none_or(|newest| newest == tried).then_some(tried)),
-            (None, None) => Ok(None),
+        match (drawn.incarnation, &drawn.tried, stored) {
+            (Some(own), _, Some(stored)) if stored.value.incarnation > own => Err(superseded(key)),
+            (Some(own), ..) => Ok(Some(own)),
+            (None, Some((tried, write)), stored) => {
+                let is_own = stored.is_none_or(|stored| stored.write == *write);
+                Ok(is_own.then_some(*tried))
+            }
+            (None, None, _) => Ok(None),
         }
     }
 }

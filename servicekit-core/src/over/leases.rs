@@ -514,7 +514,7 @@ impl Leases {
                     since: grant.since,
                     expires_at: grant.expires_at.or_else(|| left.map(|left| wall + left)),
                     attended: grant.attended,
-                    evicted: grant.evicted,
+                    evicted: grant.evicted.is_some(),
                     note: grant.note.clone(),
                     ticket: public_ticket(lease, &grant.ticket),
                 }
@@ -632,36 +632,29 @@ impl LeaseProvider for Leases {
     }
 
     async fn evict(&self, lease: &Label, token: Token, force: bool) -> Result<()> {
-        let queue = self.queue(lease).await?;
-        let head = queue.head.as_ref().map(|(head, _)| head);
-        let found = head.and_then(|head| head.grants.iter().find(|grant| grant.token == token));
-        let Some(grant) = found else {
-            let message = format!("no grant of the lease has the token {token}");
-            return Err(Error::new(Kind::NotFound, message).during("evict").at(lease));
+        let found = self.swap(lease, |head, _| {
+            let Some(grant) = head.grants.iter_mut().find(|grant| grant.token == token) else {
+                return Ok(Swap::Keep(None));
+            };
+            let is_forced = force && grant.attended;
+            grant.evicted = Some(if is_forced { Ending::Forced } else { Ending::Evicted });
+            Ok(Swap::Write(Some((grant.ticket.clone(), force || !grant.attended))))
+        });
+        let found = match found.await {
+            Err(error) if error.kind() == Kind::NotFound => None,
+            found => found?,
         };
-        let (ticket, wall) = (grant.ticket.clone(), self.wall());
-        if force || !grant.attended {
-            self.delete_ticket(lease, &ticket, None).await?;
-            let how = if force && grant.attended { Ending::Forced } else { Ending::Evicted };
-            return self
-                .swap(lease, |head, _| {
-                    head.end(&ticket, how, wall);
-                    Ok(Swap::Write(()))
-                })
-                .await;
+        match found {
+            None => {
+                let message = format!("no grant of the lease has the token {token}");
+                Err(Error::new(Kind::NotFound, message).during("evict").at(lease))
+            }
+            Some((ticket, true)) => {
+                self.delete_ticket(lease, &ticket, None).await?;
+                self.swap(lease, |_, _| Ok(Swap::Keep(()))).await
+            }
+            Some((ticket, false)) => self.forbid_renewal(lease, &ticket).await,
         }
-        self.forbid_renewal(lease, &ticket).await?;
-        self.swap(lease, |head, _| {
-            let grant = head.grants.iter_mut().find(|grant| grant.ticket == ticket);
-            Ok(match grant {
-                Some(grant) => {
-                    grant.evicted = true;
-                    Swap::Write(())
-                }
-                None => Swap::Keep(()),
-            })
-        })
-        .await
     }
 }
 

@@ -61,8 +61,9 @@ pub(super) struct HeadGrant {
     pub(super) attended: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expires_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) evicted: bool,
+    /// How it will have ended, once it was evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) evicted: Option<Ending>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) note: String,
 }
@@ -231,7 +232,7 @@ impl Head {
             since: wall,
             attended: value.attended,
             expires_at: (!value.attended).then(|| wall + ttl),
-            evicted: false,
+            evicted: None,
             note: value.note.clone(),
         });
         Ok(&self.grants[self.grants.len() - 1])
@@ -250,7 +251,7 @@ impl Head {
             return self.offers.len() < before;
         };
         let HeadGrant { holder, token, evicted, .. } = self.grants.remove(at);
-        let how = if evicted { Ending::Evicted } else { how };
+        let how = evicted.unwrap_or(how);
         self.past.push(HeadPast { holder, token, ended: wall, how });
         let surplus = self.past.len().saturating_sub(REMEMBERED);
         self.past.drain(..surplus);
