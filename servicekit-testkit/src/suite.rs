@@ -31,9 +31,7 @@ use servicekit_core::{Backend, Env, Namespace, Result, store::Store};
 
 pub use case::{Case, Need, Setting};
 pub use run::{Options, Outcome, Report};
-pub use world::World;
-
-use crate::fault::Plan;
+use world::World;
 
 /// Every case there is, level by level.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
@@ -160,12 +158,5 @@ impl fmt::Debug for Subject {
 impl fmt::Debug for Fresh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fresh").field("store", &self.store).finish_non_exhaustive()
-    }
-}
-
-/// Options for a run with faults.
-impl From<(u64, Plan)> for Options {
-    fn from((seed, plan): (u64, Plan)) -> Self {
-        Self { seed, plan: Some(plan) }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What a case is given: a new store that can be made to fail, time, and as many processes as it wants.
-pub struct World {
+pub(super) struct World {
     pub(super) env: Env,
     /// The simulated clock, where time is simulated.
     pub(super) clock: Option<SimClock>,
