@@ -124,7 +124,10 @@ pub(crate) struct Prolonged {
     key: Key,
     version: i64,
     ends: Option<i64>,
-    pub(crate) before: Instant,
+    /// The moment until which the commit had to be there.
+    pub(crate) until: Instant,
+    /// What the caller is told when it was not.
+    pub(crate) late: Kind,
 }
 
 /// How many records each put looks at, for some that have ended: more than it can make, so that these cannot add up.
@@ -202,7 +205,7 @@ impl<'c> Edit<'c> {
             sum,
             stored.value
         ])?;
-        self.note_prolonged(key, before.as_ref(), version, ends);
+        self.note_prolonged(Kind::Conflict, key, before.as_ref(), version, ends);
         Ok(shown(version))
     }
 
@@ -226,7 +229,7 @@ impl<'c> Edit<'c> {
                 stored.ends,
                 stored.checksum(&key.group)
             ])?;
-        self.note_prolonged(key, Some(&before), stored.version, stored.ends);
+        self.note_prolonged(Kind::Lost, key, Some(&before), stored.version, stored.ends);
         Ok(shown(stored.version))
     }
 
@@ -311,6 +314,7 @@ impl<'c> Edit<'c> {
 
     fn note_prolonged(
         &mut self,
+        late: Kind,
         key: &Key,
         before: Option<&Stored>,
         version: i64,
@@ -320,7 +324,8 @@ impl<'c> Edit<'c> {
             key: key.clone(),
             version,
             ends,
-            before: Instant::from_boot(duration(before)),
+            until: Instant::from_boot(duration(before)),
+            late,
         });
     }
 

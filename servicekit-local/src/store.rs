@@ -175,7 +175,7 @@ impl Inner {
                 Ok((answer, work.prolonged.take()))
             })?;
             match prolonged {
-                Some(prolonged) if self.env.clock.now() >= prolonged.before => {
+                Some(prolonged) if self.env.clock.now() >= prolonged.until => {
                     Err(self.withdraw(conn, &prolonged).into())
                 }
                 _ => Ok(answer),
@@ -188,7 +188,7 @@ impl Inner {
         let deadline = self.env.clock.now() + PATIENCE;
         match self.commit(conn, deadline, |work| work.withdraw(prolonged)) {
             Ok(()) => {
-                Error::new(Kind::Lost, "the record ended while the disk was slow to take this")
+                Error::new(prolonged.late, "the record ended while the disk was slow to take this")
             }
             Err(fault) => fault.explain(Phase::Before, &self.place.path).retry_as(Retry::Unknown),
         }

@@ -172,7 +172,7 @@ impl Drop for Watching {
 
 /// Asks until nobody watches any longer.
 async fn poll(local: Local) {
-    let _end = Ending(local.clone());
+    let mut ending = Ending { local: local.clone(), is_regular: false };
     let (hub, clock) = (&local.0.hub, &*local.0.env.clock);
     let mut eye = None;
     let mut quiet = 0;
@@ -203,6 +203,7 @@ async fn poll(local: Local) {
             true = ring(alarm.filter(|_| pause == RECOVERY)) => quiet = 0,
         }
     }
+    ending.is_regular = true;
 }
 
 /// Waits for the alarm; for ever where there is none.
@@ -213,12 +214,22 @@ async fn ring(alarm: Option<&Alarm>) -> bool {
     }
 }
 
-/// A runtime that is shut down ends its tasks anywhere; the next one to watch must find that nobody polls.
-struct Ending(Local);
+/// A runtime that is shut down ends its tasks anywhere.
+struct Ending {
+    local: Local,
+    is_regular: bool,
+}
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.0.hub.state().is_polled = false;
+        if !self.is_regular {
+            let mut state = self.local.0.hub.state();
+            state.is_polled = false;
+            // Who watches on another runtime looks for itself then, and begins to poll by that.
+            for news in state.groups.values() {
+                news.send_replace(None);
+            }
+        }
     }
 }
 
@@ -240,8 +251,14 @@ async fn look(local: &Local, eye: &mut Option<Eye>, groups: &[Group]) -> Result<
         None => {
             let path = path.clone();
             off_thread(move || {
-                let conn = connect(&path)
-                    .map_err(|error| Fault::Sqlite(error).explain(Phase::Before, &path))?;
+                let open = || {
+                    let conn = connect(&path)?;
+                    // It asks on the async thread, and must not wait there.
+                    conn.busy_timeout(Duration::ZERO)?;
+                    Ok(conn)
+                };
+                let failed = |error| Fault::Sqlite(error).explain(Phase::Before, &path);
+                let conn = open().map_err(failed)?;
                 Ok(Eye { conn, alarm: None, version: None, groups: Vec::new() })
             })
             .await?

@@ -1,5 +1,7 @@
 //! Several real processes on one file. The others are this test binary, started again with a part to play.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
+
 #[cfg(test)]
 mod common;
 
@@ -28,7 +30,7 @@ const LONG: Duration = Duration::from_secs(120);
 #[tokio::test]
 async fn a_change_of_another_process_is_seen_soon() {
     let (_folder, path) = place();
-    let clock = SystemClock::default();
+    let clock = SystemClock;
     let local = Local::open(&path, Env::system()).await.unwrap();
     let mut changes = local.watch(&group("group"));
     assert!(matches!(changes.next().await.unwrap().unwrap(), Change::Snapshot(_)));
@@ -52,7 +54,7 @@ async fn a_change_of_another_process_is_seen_soon() {
 
 #[tokio::test]
 async fn a_writer_that_is_killed_loses_nothing_that_it_was_told_is_written() {
-    for seed in 0..8 {
+    for seed in common::seeds(8) {
         let (_folder, path) = place();
         let (mut writer, said) = play("write", &path);
         let random = Random::seeded(seed);
@@ -62,7 +64,7 @@ async fn a_writer_that_is_killed_loses_nothing_that_it_was_told_is_written() {
             if let Some(name) = line.strip_prefix("wrote ") {
                 acknowledged.push(name.to_owned());
                 if acknowledged.len() as u64 == wanted {
-                    SystemClock::default().sleep(Duration::from_micros(random.below(3000))).await;
+                    SystemClock.sleep(Duration::from_micros(random.below(3000))).await;
                     writer.kill().unwrap();
                 }
             } else if line == "ready" && wanted == 0 {
@@ -109,7 +111,7 @@ const INCREMENTS: u32 = 5;
 async fn part() {
     let (Ok(part), Some(path)) = (env::var(PART), env::var_os(PATH)) else { return };
     let local = Local::open(Path::new(&path), Env::system()).await.unwrap();
-    let clock = SystemClock::default();
+    let clock = SystemClock;
     println!("ready");
     match part.as_str() {
         "write" => {
@@ -140,9 +142,9 @@ async fn increment(local: &Local, longest: &mut Duration) -> bool {
     let found = local.get(&key("n")).await.unwrap().unwrap();
     let n: u32 = std::str::from_utf8(&found.value).unwrap().parse().unwrap();
     let next = Put { expect: Expect::At(found.version), ..put(&key("n"), &(n + 1).to_string()) };
-    let asked = SystemClock::default().now();
+    let asked = SystemClock.now();
     let answer = local.put(&next).await;
-    *longest = (*longest).max(SystemClock::default().now().since(asked));
+    *longest = (*longest).max(SystemClock.now().since(asked));
     match answer {
         Ok(_) => true,
         Err(error) if error.kind() == Kind::Conflict => false,

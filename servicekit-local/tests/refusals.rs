@@ -1,5 +1,7 @@
 //! What a store must not be opened on, and what is left of it.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
+
 #[cfg(test)]
 mod common;
 

@@ -57,6 +57,12 @@ pub(crate) fn said(error: &Error) -> String {
     format!("{error:?}")
 }
 
+/// How many seeds to run: so many unless `SERVICEKIT_SEEDS` says otherwise.
+pub(crate) fn seeds(few: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("SERVICEKIT_SEEDS").ok();
+    0..asked.map_or(few, |seeds| seeds.parse().expect("SERVICEKIT_SEEDS is a number"))
+}
+
 /// A clock that stands still until it is moved.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Manual(Arc<Mutex<State>>);
@@ -105,7 +111,7 @@ impl Clock for Manual {
     }
 
     async fn sleep(&self, duration: Duration) {
-        SystemClock::default().sleep(duration).await;
+        SystemClock.sleep(duration).await;
     }
 
     async fn sleep_until(&self, deadline: Instant) {
