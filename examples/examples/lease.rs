@@ -54,10 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let url = format!("local:{}", folder.path().join("servicekit.db").display());
     let backend = servicekit::connect(&url).await?;
     let resource = Resource::default();
-    tokio::try_join!(
-        work(&backend, "worker-1", &resource),
-        work(&backend, "worker-2", &resource),
-    )?;
+    tokio::try_join!(work(&backend, "worker-1", &resource), work(&backend, "worker-2", &resource),)?;
     match resource.write(Token(1), "somebody from yesterday") {
         Err(refused) => println!("refused: {refused}"),
         Ok(()) => return Err("a stale token must be refused".into()),

@@ -22,14 +22,13 @@ async fn start(backend: &Backend, node: &str) -> Result<(), Box<dyn Error>> {
         note: String::new(),
     };
     let env = Env::system();
-    let obtained =
-        lease::obtain(&backend.leases, &cluster, &request, &env, |progress| {
-            if let lease::Progress::Waiting { ahead, holders } = progress {
-                let holder = holders.first().map_or("nobody", |grant| grant.holder.as_str());
-                println!("{node} waits for {holder}, {ahead} ahead");
-            }
-        })
-        .await?;
+    let obtained = lease::obtain(&backend.leases, &cluster, &request, &env, |progress| {
+        if let lease::Progress::Waiting { ahead, holders } = progress {
+            let holder = holders.first().map_or("nobody", |grant| grant.holder.as_str());
+            println!("{node} waits for {holder}, {ahead} ahead");
+        }
+    })
+    .await?;
     let Obtained::Granted(ticket, granted) = obtained else {
         return Err(format!("{node} waited too long").into());
     };

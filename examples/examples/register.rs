@@ -33,8 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ..Service::new(label.clone(), "web-1".parse()?, address.ip().to_string())
     };
     let options = Options { node: "example".into(), ttl: Duration::from_secs(12) };
-    let agent =
-        Agent::new(backend.registry.clone(), backend.leases.clone(), env.clone(), options);
+    let agent = Agent::new(backend.registry.clone(), backend.leases.clone(), env.clone(), options);
 
     // It runs until it is told to stop: here as soon as a reader sees the service.
     let view = View::open(&backend.registry, discovery::Options::labels([label.clone()]), env);

@@ -64,11 +64,18 @@ impl Map {
     }
 
     fn record(&self, key: &Key, row: &Row) -> Record {
-        let life = row.ends.map_or(Life::Durable, |(ttl, ends)| {
-            Life::Ephemeral { ttl, left: Some(ends.since(self.env.clock.now())) }
+        let life = row.ends.map_or(Life::Durable, |(ttl, ends)| Life::Ephemeral {
+            ttl,
+            left: Some(ends.since(self.env.clock.now())),
         });
         let version = Version::new(row.version.to_string());
-        Record { key: key.clone(), value: row.value.clone(), version, write: row.write.clone(), life }
+        Record {
+            key: key.clone(),
+            value: row.value.clone(),
+            version,
+            write: row.write.clone(),
+            life,
+        }
     }
 
     fn read(&self, groups: &[Group]) -> Vec<Record> {

@@ -4,6 +4,7 @@ use servicekit_core::{
     Env, Error, Instance, Label, LeaseProvider, Registry, ServiceId, State, Timestamp,
     clock::timeout,
     health::{Probe, Thresholds},
+    instance::Info,
     lease::Token,
     registry::InstanceKey,
 };
@@ -59,7 +60,7 @@ pub struct Service {
     /// Where it runs.
     pub zone: Option<String>,
     /// What readers should know.
-    pub info: BTreeMap<String, String>,
+    pub info: Info,
     /// What is asked in every round; all of them must pass. Without any, the service is up while the agent runs.
     pub probes: Vec<Arc<dyn Probe>>,
     /// From the start of one round of probes to the start of the next, give or take a tenth. A round that takes longer
@@ -136,7 +137,7 @@ impl Service {
             port: None,
             weight: 100,
             zone: None,
-            info: BTreeMap::new(),
+            info: Info::default(),
             probes: Vec::new(),
             interval: Duration::from_secs(5),
             thresholds: Thresholds::default(),

@@ -1,6 +1,6 @@
 //! An instance of a service, as the registry keeps it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,11 +38,17 @@ pub struct Instance {
     pub zone: Option<String>,
     /// What its owner wants readers to know.
     #[serde(default)]
-    pub info: BTreeMap<String, String>,
+    pub info: Info,
     /// Its last changes, the latest last; at most [`REMEMBERED_CHANGES`].
     #[serde(default)]
     pub changes: Vec<StateChange>,
 }
+
+/// Names and values, in the order of the names: a map that takes no more room than what is in it, since a view may hold a
+/// hundred thousand of them.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<Box<str>, Box<str>>", into = "BTreeMap<Box<str>, Box<str>>")]
+pub struct Info(Box<[(Box<str>, Box<str>)]>);
 
 /// What an instance is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,7 +102,7 @@ impl Instance {
             since: now,
             weight: 100,
             zone: None,
-            info: BTreeMap::new(),
+            info: Info::default(),
             changes: Vec::new(),
         }
     }
@@ -126,6 +132,48 @@ impl Instance {
             Some(port) => format!("{}:{port}", self.host),
             None => self.host.clone(),
         }
+    }
+}
+
+impl Info {
+    /// The value of a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// All names with their values, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl From<BTreeMap<Box<str>, Box<str>>> for Info {
+    fn from(map: BTreeMap<Box<str>, Box<str>>) -> Self {
+        Self(map.into_iter().collect())
+    }
+}
+
+impl From<Info> for BTreeMap<Box<str>, Box<str>> {
+    fn from(info: Info) -> Self {
+        info.0.into_iter().collect()
+    }
+}
+
+/// Of a name that comes twice, the last value stays.
+impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Info {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        pairs
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
+}
+
+impl fmt::Debug for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use servicekit_core::{
-    Backend, Env, Label, LeaseProvider as _, Namespace,
+    Backend, Env, Label, Namespace,
     lease::{self, Request, Standing, Term},
     store::{Limits, Memory, Profile},
 };

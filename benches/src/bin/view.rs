@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let host = format!("10.{}.{}.{j}", i / 256, i % 256);
             let mut instance = Instance::starting(label.clone(), id, host, now);
             instance.port = Some(8080);
-            instance.info.insert("version".into(), "1.2.3".into());
+            instance.info = [("version", "1.2.3")].into_iter().collect();
             instance.change(State::Up, "rise 1", "200 OK", now);
             backend.registry.put(&session, &Claim::new(), &instance).await?;
         }

@@ -1,9 +1,7 @@
 //! An array of objects, one for each instance.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
-use servicekit::{Instance, Label, ServiceId, State, Timestamp};
+use servicekit::{Instance, Label, ServiceId, State, Timestamp, instance::Info};
 
 use crate::{output, report::Failure};
 
@@ -18,7 +16,7 @@ struct Host<'a> {
     since: Timestamp,
     weight: u32,
     zone: Option<&'a str>,
-    info: &'a BTreeMap<String, String>,
+    info: &'a Info,
 }
 
 pub(super) fn render(instances: &[Instance]) -> Result<String, Failure> {

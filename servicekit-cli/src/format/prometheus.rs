@@ -26,7 +26,7 @@ fn target_group(instance: &Instance) -> TargetGroup {
         ("weight".to_owned(), weight.to_string()),
     ]);
     labels.extend(zone.iter().map(|zone| ("zone".to_owned(), zone.clone())));
-    labels.extend(info.iter().map(|(key, value)| (format!("info_{key}"), value.clone())));
+    labels.extend(info.iter().map(|(key, value)| (format!("info_{key}"), value.to_owned())));
     let labels = labels.into_iter().map(|(name, value)| (label_name(&name), value)).collect();
     TargetGroup { targets: [instance.address()], labels }
 }
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn it_is_what_http_sd_wants() {
         let mut instances = instances(&[("::1", Some(80))]);
-        instances[0].info.insert("data-dir".into(), "/srv".into());
+        instances[0].info = [("data-dir", "/srv")].into_iter().collect();
         assert_eq!(
             super::render(&instances).unwrap(),
             "[{\"targets\":[\"[::1]:80\"],\"labels\":{\"__meta_servicekit_info_data_dir\":\"/srv\",\

@@ -37,6 +37,7 @@ pub(super) struct Merge {
     /// Until then nobody is declared lost: the store was away, and nodes could not beat.
     grace: Option<Instant>,
     shown: BTreeMap<Name, Arc<Instance>>,
+    last_session: Option<Arc<SessionRef>>,
     /// Until when each instance is given the benefit of the doubt: its session may only be slower to show.
     doubts: BTreeMap<Name, Instant>,
     /// Whether this follows, or only judges once.
@@ -48,7 +49,7 @@ const DOUBT: Duration = Duration::from_secs(1);
 
 /// An instance as it was written.
 struct Written {
-    session: SessionRef,
+    session: Arc<SessionRef>,
     instance: Arc<Instance>,
 }
 
@@ -90,6 +91,7 @@ impl Merge {
             sessions,
             grace: None,
             shown,
+            last_session: None,
             doubts,
             follows: false,
         }
@@ -248,6 +250,11 @@ impl Merge {
                 if self.follows && !self.lives(&session, now) {
                     self.doubts.insert(name.clone(), now + DOUBT);
                 }
+                // Most instances of a node, and all labels, are equal: one copy will do.
+                instance.label = self.label.clone();
+                let last = self.last_session.as_ref().filter(|last| ***last == session).cloned();
+                let session = last.unwrap_or_else(|| Arc::new(session));
+                self.last_session = Some(session.clone());
                 let instance = Arc::new(instance);
                 self.instances.insert(name, Written { session, instance });
             }

@@ -1,11 +1,11 @@
 //! Following a group by reading it again and comparing: for stores whose own notice says only *when* to look.
 
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use async_stream::stream;
 use futures_util::stream::BoxStream;
 
-use super::{Change, Life, Record, Version, WriteId};
+use super::{Change, Life, Record};
 use crate::{Name, Result};
 
 /// Which writes show as a change.
@@ -33,7 +33,7 @@ where
     Waking: Future<Output = ()> + Send,
 {
     Box::pin(stream! {
-        let mut seen: Option<BTreeMap<Name, (Version, WriteId)>> = None;
+        let mut seen: Option<BTreeMap<Name, Arc<str>>> = None;
         loop {
             let mut soonest = None;
             match read().await {
@@ -41,21 +41,13 @@ where
                     soonest = records.iter().filter_map(left).min();
                     let now: BTreeMap<_, _> = records
                         .iter()
-                        .map(|record| {
-                            (record.key.name.clone(), (record.version.clone(), record.write.clone()))
-                        })
+                        .map(|record| (record.key.name.clone(), mark(shows, record)))
                         .collect();
-                    match seen.replace(now.clone()) {
+                    match seen.take() {
                         None => yield Ok(Change::Snapshot(records)),
                         Some(before) => {
                             for record in records {
-                                let is_new = before.get(&record.key.name).is_none_or(|(version, write)| {
-                                    match shows {
-                                        Shows::Puts => *write != record.write,
-                                        Shows::Touches => *version != record.version,
-                                    }
-                                });
-                                if is_new {
+                                if before.get(&record.key.name) != now.get(&record.key.name) {
                                     yield Ok(Change::Put(record));
                                 }
                             }
@@ -64,6 +56,7 @@ where
                             }
                         }
                     }
+                    seen = Some(now);
                 }
                 Err(error) => {
                     seen = None;
@@ -73,6 +66,14 @@ where
             wake(soonest).await;
         }
     })
+}
+
+/// What is another one after a change that shows.
+fn mark(shows: Shows, record: &Record) -> Arc<str> {
+    match shows {
+        Shows::Puts => record.write.0.clone(),
+        Shows::Touches => record.version.0.clone(),
+    }
 }
 
 fn left(record: &Record) -> Option<Duration> {

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use servicekit_core::{
     Instance, State,
@@ -39,8 +39,7 @@ async fn an_instance_that_was_put_is_listed(world: World) {
     instance.host = "2001:db8::1".into();
     instance.weight = 7;
     instance.zone = Some("north".into());
-    let info = [("version".into(), "1.2".into()), ("empty".into(), String::new())];
-    instance.info = BTreeMap::from(info);
+    instance.info = [("version", "1.2"), ("empty", "")].into_iter().collect();
     node.put(&claim, &instance).await;
     let incarnation = claim.incarnation().expect("it was drawn");
     let now = world.env.clock.wall().as_millis();
