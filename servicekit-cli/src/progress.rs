@@ -1,4 +1,4 @@
-//! What a waiting command tells people: a spinner on a terminal, else a line for each change.
+//! What a waiting command tells people: a spinner on a terminal, and elsewhere a line where that matters.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -17,17 +17,21 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Shows what is waited for now.
-    pub(crate) fn show(&mut self, text: String) {
-        if text == self.said {
-            return;
-        }
-        if io::stderr().is_terminal() {
-            self.spinner.get_or_insert_with(spinner).set_message(one_line(&text));
-        } else {
+    /// Shows what is waited for now, also where there is no terminal: on a line whenever that changes.
+    pub(crate) fn tell(&mut self, text: String) {
+        if !self.show(&text) && text != self.said {
             say(&text);
+            self.said = text;
         }
-        self.said = text;
+    }
+
+    /// Shows what is waited for now, and whether there is a terminal to show it on.
+    pub(crate) fn show(&mut self, text: &str) -> bool {
+        let is_terminal = io::stderr().is_terminal();
+        if is_terminal {
+            self.spinner.get_or_insert_with(spinner).set_message(one_line(text));
+        }
+        is_terminal
     }
 
     /// Says something that stays.

@@ -1,6 +1,8 @@
 //! Two hundred processes at once on one embedded store: nothing is lost, nothing hangs, and each lease has one holder at a
 //! time, first come, first served.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 #[path = "support/field.rs"]
 mod field;
 

@@ -1,6 +1,10 @@
 //! kill -9 at any point: what remains in the store is consistent, and gone within its ttl, and no child is left.
 
-#![expect(clippy::disallowed_methods, reason = "the moment of the kill is what is tested")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "the moment of the kill is what is tested, and a test ends at the first surprise"
+)]
 
 #[path = "support/field.rs"]
 mod field;

@@ -1,5 +1,7 @@
 //! The view, under simulated time and with the store away.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::{sync::Arc, time::Duration};
 
 use servicekit_core::{

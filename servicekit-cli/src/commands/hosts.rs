@@ -110,7 +110,7 @@ async fn wait(
             output::print(printer.render(&last)?).await?;
             return Ok(Exit::DONE);
         }
-        progress.show(format!("waiting for {label}: {up} of {number} up"));
+        progress.show(&format!("waiting for {label}: {up} of {number} up"));
     }
     drop(progress);
     if let Some(error) = following.away() {

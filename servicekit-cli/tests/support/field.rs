@@ -1,6 +1,10 @@
 //! A store of its own for a test of many processes, and the binary on it.
 
-#![expect(clippy::disallowed_methods, reason = "tests wait on the host's own clock")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests wait on the host's own clock, and end at the first surprise"
+)]
 
 use std::{
     path::{Path, PathBuf},

@@ -93,7 +93,7 @@ pub(super) async fn within_reason(
 fn tell(progress: &mut Progress, label: &Label, event: Event<'_>) {
     match event {
         Event::Waiting { ahead, holders } => {
-            progress.show(format!("waiting for {label}: {}; {ahead} ahead", describe(holders)));
+            progress.tell(format!("waiting for {label}: {}; {ahead} ahead", describe(holders)));
         }
         Event::StoreAway(error) => {
             progress.say(format_args!("the store is away, trying on: {}", chain(error)));
