@@ -5,7 +5,7 @@ use servicekit_core::{Instant, lease::Token};
 use super::{Attempt, End, Event, Violation, What};
 
 /// How long after its turn somebody may have left without having noticed that it missed it.
-const UNNOTICED: Duration = Duration::from_secs(30);
+const UNNOTICED: Duration = Duration::from_secs(60);
 
 /// What one attempt came to.
 #[derive(Default)]
