@@ -27,6 +27,8 @@ fn two_hundred_processes_share_a_store() {
     let field = Field::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+    // Taken in, or the kernel's queue would be full after a while; the thread ends with the process.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
 
     // The leases are held, so that the contenders queue up in an order that can be read.
     let mut gates: Vec<Child> = (0..LEASES).map(|lease| gate(&field, lease)).collect();

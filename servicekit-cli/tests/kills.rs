@@ -101,6 +101,8 @@ fn a_killed_watch_is_not_up_for_longer_than_its_budget() {
     let field = Field::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+    // Taken in, or the kernel's queue would be full after a while; the thread ends with the process.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
     for seed in seeds(8) {
         eprintln!("seed {seed}");
         let random = Random::seeded(seed);

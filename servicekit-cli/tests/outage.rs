@@ -135,6 +135,7 @@ fn a_lease_is_waited_for_through_an_outage() {
     close(&store);
     waiting.says("the store is away");
     open(&store);
+    waiting.says("the store is back");
     store.run("release-lease --label web --service-id a");
     let done = waiting.wait();
     assert_eq!((done.code, done.stdout.as_str()), (0, "done\n"), "{}", done.stderr);

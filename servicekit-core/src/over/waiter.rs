@@ -97,7 +97,9 @@ impl Waiter {
                     }
                     Ok(None) => known = true,
                     Err(error) => {
-                        yield Err(error);
+                        // Whoever heard of an error wants to hear that it is over.
+                    told = None;
+                    yield Err(error);
                         clock.sleep(self.leases.env().random.jitter(PAUSE, 0.5)).await;
                         continue;
                     }
@@ -105,6 +107,7 @@ impl Waiter {
                 let standing = match self.standing().await {
                     Ok(standing) => standing,
                     Err(error) => {
+                        told = None;
                         yield Err(error);
                         continue;
                     }

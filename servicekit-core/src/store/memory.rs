@@ -1,7 +1,7 @@
 //! A strict store in memory: for tests, for examples, and for programs of one process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::{
     Change, Expect, Group, Keep, Key, Life, Put, Record, Shows, Store, Version, WriteId, follow,
 };
-use crate::{Capabilities, Clock, Env, Error, Instant, Kind, Result};
+use crate::{Capabilities, Clock, Env, Error, Instant, Kind, Name, Result};
 
 /// Which kind of real store [`Memory`] is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Memory {
 
 #[derive(Default)]
 struct State {
-    rows: BTreeMap<Key, Row>,
+    groups: BTreeMap<Group, BTreeMap<Name, Row>>,
     /// Versions are drawn from one counter, so that none comes back.
     last_version: u64,
     /// What each write id was used for.
@@ -75,20 +75,29 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the clock and drops what has ended by now.
-    fn at(&self, state: &mut State) -> Instant {
+    /// Reads the clock, and drops the record if it has ended by now.
+    fn at(&self, state: &mut State, key: &Key) -> Instant {
         let now = self.clock.now();
-        if self.capabilities().server_expiry {
-            state.rows.retain(|_, row| row.ends.is_none_or(|(_, ends)| ends > now));
+        if state.row(key).is_some_and(|row| !self.stands(row, now)) {
+            state.group(key).remove(&key.name);
         }
         now
     }
 
+    fn stands(&self, row: &Row, now: Instant) -> bool {
+        !self.capabilities().server_expiry || row.ends.is_none_or(|(_, ends)| ends > now)
+    }
+
     fn read(&self, groups: &[Group]) -> Vec<Record> {
-        let mut state = self.state();
-        let now = self.at(&mut state);
-        let rows = state.rows.iter().filter(|(key, _)| groups.contains(&key.group));
-        rows.map(|(key, row)| record(key, row, now)).collect()
+        let now = self.clock.now();
+        let state = self.state();
+        let wanted: BTreeSet<_> = groups.iter().collect();
+        let rows = wanted.into_iter().filter_map(|group| Some((group, state.groups.get(group)?)));
+        let rows =
+            rows.flat_map(|(group, rows)| rows.iter().map(move |(name, row)| (group, name, row)));
+        rows.filter(|(.., row)| self.stands(row, now))
+            .map(|(group, name, row)| record(&group.key(name.clone()), row, now))
+            .collect()
     }
 
     fn notify(&self) {
@@ -97,6 +106,14 @@ impl Memory {
 }
 
 impl State {
+    fn group(&mut self, key: &Key) -> &mut BTreeMap<Name, Row> {
+        self.groups.entry(key.group.clone()).or_default()
+    }
+
+    fn row(&self, key: &Key) -> Option<&Row> {
+        self.groups.get(&key.group)?.get(&key.name)
+    }
+
     fn draw_version(&mut self) -> u64 {
         self.last_version += 1;
         self.last_version
@@ -139,8 +156,8 @@ impl Store for Memory {
 
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         let mut state = self.state();
-        let now = self.at(&mut state);
-        Ok(state.rows.get(key).map(|row| record(key, row, now)))
+        let now = self.at(&mut state, key);
+        Ok(state.row(key).map(|row| record(key, row, now)))
     }
 
     async fn put(&self, put: &Put) -> Result<Version> {
@@ -150,13 +167,13 @@ impl Store for Memory {
             return Err(error(Kind::Invalid, message, key));
         }
         let mut state = self.state();
-        let now = self.at(&mut state);
+        let now = self.at(&mut state, key);
         let used =
             state.writes.entry(write.clone()).or_insert_with(|| (key.clone(), value.clone()));
         if *used != (key.clone(), value.clone()) {
             return Err(error(Kind::Unexpected, "a write id was used for two different puts", key));
         }
-        let before = state.rows.get(key);
+        let before = state.row(key);
         let met = match (expect, before) {
             (Expect::Absent, None) => true,
             (Expect::At(expected), Some(row)) => *expected == version(row.version),
@@ -175,7 +192,7 @@ impl Store for Memory {
         };
         let number = state.draw_version();
         let row = Row { value: value.clone(), version: number, write: write.clone(), ends };
-        state.rows.insert(key.clone(), row);
+        state.group(key).insert(key.name.clone(), row);
         drop(state);
         self.notify();
         Ok(version(number))
@@ -183,9 +200,9 @@ impl Store for Memory {
 
     async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
         let mut state = self.state();
-        let now = self.at(&mut state);
+        let now = self.at(&mut state, key);
         let number = state.draw_version();
-        let Some(row) = state.rows.get_mut(key) else {
+        let Some(row) = state.group(key).get_mut(&key.name) else {
             return Err(error(Kind::Lost, "the record is gone", key));
         };
         if row.write != *write {
@@ -203,14 +220,14 @@ impl Store for Memory {
 
     async fn delete(&self, key: &Key, expected: &Version) -> Result<()> {
         let mut state = self.state();
-        self.at(&mut state);
-        let Some(row) = state.rows.get(key) else {
+        self.at(&mut state, key);
+        let Some(row) = state.row(key) else {
             return Err(error(Kind::NotFound, "there is no such record", key));
         };
         if version(row.version) != *expected {
             return Err(error(Kind::Conflict, "the record is not as expected", key));
         }
-        state.rows.remove(key);
+        state.group(key).remove(&key.name);
         drop(state);
         self.notify();
         Ok(())
