@@ -220,6 +220,9 @@ impl Clock for SystemClock {
     }
 }
 
+/// A century, in seconds.
+const FAR: i64 = 100 * 365 * 86_400;
+
 fn read(clock: ClockId) -> Duration {
     let now = rustix::time::clock_gettime(clock);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
@@ -232,7 +235,8 @@ fn arm(deadline: Instant) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let timer = rustix::time::timerfd_create(TimerfdClockId::Boottime, flags)?;
     let never = Timespec { tv_sec: 0, tv_nsec: 0 };
     let at = Timespec {
-        tv_sec: i64::try_from(deadline.0.as_secs()).unwrap_or(i64::MAX),
+        // The kernel takes no moment beyond its own range; nobody waits for this one either.
+        tv_sec: i64::try_from(deadline.0.as_secs()).unwrap_or(i64::MAX).min(FAR),
         tv_nsec: deadline.0.subsec_nanos().into(),
     };
     let once = Itimerspec { it_interval: never, it_value: at };

@@ -377,7 +377,7 @@ impl<'a> Joining<'a> {
     /// Waits under a number. A slot that came free before the number showed was offered to nobody: hence the last look.
     async fn wait_as(&mut self, number: u64, wait: Duration) -> Result<Standing> {
         let value = TicketValue { number: Some(number), ..self.value.clone() };
-        let ttl = (wait + TURN * 2).min(LONGEST_WAITING_TTL);
+        let ttl = wait.saturating_add(TURN * 2).min(LONGEST_WAITING_TTL);
         let expect = Expect::At(self.version.clone());
         let put = self.leases.ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
         match self.leases.store().put(&put).await {

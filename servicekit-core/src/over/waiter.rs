@@ -198,7 +198,7 @@ impl Waiter {
             tasks.extend(ends.map(|(at, task)| (at + patience, task)));
         }
         if let Life::Ephemeral { ttl, .. } = own.life {
-            tasks.push((self.touched + ttl * 3 / 4, Task::Touch));
+            tasks.push((self.touched + ttl / 4 * 3, Task::Touch));
         }
         tasks.into_iter().min_by_key(|(at, _)| *at)
     }
