@@ -23,7 +23,8 @@ pub const MOST_SLOTS: u32 = 64;
 ///
 /// - At most `slots` grants stand at a time. A grant is recorded in the store, and only leaving, expiry or eviction ends it.
 /// - If the join of A returned [`Standing::Waiting`] before that of B began, B is not granted before A, unless A left,
-///   lapsed, or did not claim its turn within [`TURN`].
+///   lapsed, or did not claim its turn within [`TURN`]. Where several slots come free at once, those whose turn it is may
+///   claim them in any order among themselves.
 /// - Tokens rise per lease name, for ever, also after the store was restored from a backup.
 #[async_trait]
 pub trait LeaseProvider: fmt::Debug + Send + Sync + 'static {

@@ -27,6 +27,9 @@ const TICKET_NAMES: u64 = 4096;
 /// A waiting ticket stays so long without a touch, at most.
 const LONGEST_WAITING_TTL: Duration = Duration::from_secs(300);
 
+/// How many orphans one swap sweeps up, so that nobody has to wait for a thousand.
+const MOST_SWEPT: usize = 32;
+
 /// How often a swap that lost is tried again before the lease is called too busy.
 const MOST_SWAPS: u32 = 400;
 
@@ -144,7 +147,27 @@ impl Leases {
                 changed |= head.end(&ticket, Ending::Expired, self.wall());
             }
         }
+        self.sweep(lease, queue, head).await?;
         Ok(head.offer(queue) | changed)
+    }
+
+    /// Deletes tickets whose time is over and that the head knows nothing of: those of joins and waits that were broken off,
+    /// on a store that does not end them itself.
+    async fn sweep(&self, lease: &Label, queue: &Queue, head: &Head) -> Result<()> {
+        let is_orphan = |row: &&TicketRow| {
+            let ticket = row.reference();
+            row.is_over() && head.grant_of(&ticket).is_none() && !head.offers.contains(&ticket)
+        };
+        for row in queue.tickets.values().filter(is_orphan).take(MOST_SWEPT) {
+            match self.store().delete(&self.group(lease).key(row.name.clone()), &row.version).await
+            {
+                Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::NotFound) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Reads one ticket's record.

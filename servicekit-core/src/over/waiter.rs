@@ -235,7 +235,7 @@ impl Waiter {
         Ok(None)
     }
 
-    /// Makes the ticket ready to hold a slot, then takes it. A claim counts from before its first request.
+    /// Makes the ticket ready to hold a slot, then takes it. A claim counts from before the request that began its ttl.
     async fn claim(&mut self) -> Result<Option<Granted>> {
         let Some(row) = self.queue.ticket(&self.ticket).cloned() else {
             return Ok(None);
@@ -243,11 +243,19 @@ impl Waiter {
         let (clock, leases, lease) = (self.leases.env().clock.clone(), &self.leases, &self.lease);
         let value = TicketValue { number: None, ..row.value };
         let ttl = Duration::from_millis(value.ttl_ms);
-        let sent = clock.now();
+        let mut sent = clock.now();
         let put = leases.ticket_put(lease, &row.name, &value, Expect::At(row.version), ttl)?;
-        match leases.store().put(&put).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == Kind::Conflict => {
+        let made_ready = match leases.store().put_once(&put).await {
+            // An earlier claim, whose answer was lost, may have begun the ttl: begin it anew.
+            Ok((_, false)) => {
+                sent = clock.now();
+                leases.touch(lease, &self.ticket, None).await.map(drop)
+            }
+            answer => answer.map(drop),
+        };
+        match made_ready {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::Lost) => {
                 self.refresh().await?;
                 return Ok(None);
             }

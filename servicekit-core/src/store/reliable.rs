@@ -84,6 +84,25 @@ impl Reliable {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+    /// Puts, and tells whether this very call did: otherwise a put of the same write id was found there, which may be an
+    /// earlier one.
+    pub(crate) async fn put_once(&self, put: &Put) -> Result<(Version, bool)> {
+        self.retry("put", &put.key, |unsettled| async move {
+            let conflict = match self.store.put(put).await {
+                Err(error) if unsettled && error.kind() == Kind::Conflict => error,
+                answer => return answer.map(|version| Ok((version, true))),
+            };
+            // An earlier attempt may be what is in our way. If the record is not ours now, it may have been for a while.
+            match self.store.get(&put.key).await? {
+                Some(record) if record.write == put.write => Ok(Ok((record.version, false))),
+                _ => {
+                    let conflict = conflict.during("put").on(self.name).at(&put.key);
+                    Ok(Err(conflict.retry_as(Retry::Unknown)))
+                }
+            }
+        })
+        .await?
+    }
 }
 
 /// What the caller gets when the time is over: `Unknown` stays unknown.
@@ -102,22 +121,7 @@ impl Store for Reliable {
     }
 
     async fn put(&self, put: &Put) -> Result<Version> {
-        self.retry("put", &put.key, |unsettled| async move {
-            let conflict = match self.store.put(put).await {
-                Err(error) if unsettled && error.kind() == Kind::Conflict => error,
-                answer => return answer.map(Ok),
-            };
-            // An earlier attempt may be what is in our way. If the record is not ours now, it may have been for a while.
-            match self.store.get(&put.key).await? {
-                Some(record) if record.write == put.write => Ok(Ok(record.version)),
-                _ => Ok(Err(conflict
-                    .during("put")
-                    .on(self.name)
-                    .at(&put.key)
-                    .retry_as(Retry::Unknown))),
-            }
-        })
-        .await?
+        self.put_once(put).await.map(|(version, _)| version)
     }
 
     async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
