@@ -172,9 +172,13 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// The last millisecond that RFC 3339 can write.
+const LAST: Timestamp = Timestamp(253_402_300_799_999);
+
+/// A moment beyond the year 9999 is written as the last one before: what is written must be readable.
 impl Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.collect_str(&(*self).min(LAST))
     }
 }
 
@@ -254,7 +258,11 @@ mod tests {
         let json = serde_json::to_string(&moment).unwrap();
         assert_eq!(json, "\"2025-11-21T00:00:00.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), moment);
-        assert_eq!(Timestamp::from_millis(u64::MAX).to_string(), format!("@{}ms", u64::MAX));
+        let beyond = Timestamp::from_millis(u64::MAX);
+        assert_eq!(beyond.to_string(), format!("@{}ms", u64::MAX));
+        let json = serde_json::to_string(&beyond).unwrap();
+        assert_eq!(json, "\"9999-12-31T23:59:59.999Z\"");
+        assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), LAST);
     }
 
     #[tokio::test]

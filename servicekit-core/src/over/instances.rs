@@ -16,7 +16,7 @@ use crate::{
     ServiceId, Timestamp,
     instance::{REMEMBERED_CHANGES, StateChange},
     registry::{Claim, Event, InstanceKey, RETENTION, Session, SessionRef, Snapshot, Takeover},
-    store::{Expect, Group, Keep, Key, Record, Reliable, Store as _, WriteId},
+    store::{Expect, Group, Keep, Key, Put, Record, Reliable, Store as _, WriteId},
 };
 
 /// Sessions have one of so many names, used again and again: some stores keep a row for every name ever deleted.
@@ -59,6 +59,7 @@ pub(super) struct InstanceValue {
 /// An instance's record, and whose put it was.
 struct Stored {
     value: InstanceValue,
+    bytes: Arc<[u8]>,
     write: WriteId,
 }
 
@@ -104,7 +105,8 @@ impl Instances {
     /// Reads an instance's record; one that cannot be used is reported, and its place may be taken.
     async fn stored(&self, key: &Key) -> Result<(Option<Stored>, Expect)> {
         let Some(record) = self.store.get(key).await? else { return Ok((None, Expect::Absent)) };
-        let stored = self.oddities.skip(&record).map(|value| Stored { value, write: record.write });
+        let value = self.oddities.skip(&record);
+        let stored = value.map(|value| Stored { value, bytes: record.value, write: record.write });
         Ok((stored, Expect::At(record.version)))
     }
 
@@ -277,7 +279,20 @@ impl Registry for Instances {
         for attempt in 0..MOST_TRIES {
             let (stored, expect) = self.stored(&key).await?;
             let wall = self.env.clock.wall();
-            let Some(incarnation) = claim.removes(stored.as_ref(), &key)? else { return Ok(()) };
+            let incarnation = match claim.removes(stored.as_ref(), &key)? {
+                Removal::Nothing => return Ok(()),
+                Removal::Settle => {
+                    // Written as it is: from then on a put of ours that is still on its way has lost.
+                    let Some(Stored { bytes: value, write, .. }) = stored else { return Ok(()) };
+                    let put = Put { key: key.clone(), value, expect, keep: Keep::Unchanged, write };
+                    match self.store.put(&put).await {
+                        Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
+                        answer => return answer.map(drop),
+                    }
+                    continue;
+                }
+                Removal::Of(incarnation) => incarnation,
+            };
             let instance = Instance::starting(label.clone(), id.clone(), "", wall);
             let (name, nonce) = ("none".parse()?, String::new());
             let value = InstanceValue {
@@ -338,12 +353,18 @@ impl Claim {
                 *tried
             }
             (None, _) => {
+                // One under our own session may be an earlier try: whoever had it before that is still to be told.
                 let before = stored.map(|stored| &stored.value).filter(|value| !value.removed);
-                drawn.before =
-                    before.map(|value| value.instance.changes.clone()).unwrap_or_default();
-                let former = before.map(|value| value.session.clone());
-                drawn.former = former.filter(|former| former != session);
-                wall.as_millis().max(newest + 1)
+                if let Some(value) = before {
+                    let is_other = value.session != *session;
+                    if is_other || drawn.tried.is_none() {
+                        drawn.before = value.instance.changes.clone();
+                    }
+                    if is_other {
+                        drawn.former = Some(value.session.clone());
+                    }
+                }
+                wall.as_millis().max(newest.saturating_add(1))
             }
         };
         Ok((incarnation, drawn.before.clone()))
@@ -367,21 +388,27 @@ impl Claim {
         self.lock().former = None;
     }
 
-    /// The incarnation to remove with; `None` when there is nothing of this claim to remove.
-    ///
-    /// A first put that was not acknowledged may have been applied, and may still be.
-    fn removes(&self, stored: Option<&Stored>, key: &Key) -> Result<Option<u64>> {
+    /// What to remove. A first put that was not acknowledged may have been applied, and may still be.
+    fn removes(&self, stored: Option<&Stored>, key: &Key) -> Result<Removal> {
         let drawn = self.lock();
         match (drawn.incarnation, &drawn.tried, stored) {
             (Some(own), _, Some(stored)) if stored.value.incarnation > own => Err(superseded(key)),
-            (Some(own), ..) => Ok(Some(own)),
-            (None, Some((tried, write)), stored) => {
-                let is_own = stored.is_none_or(|stored| stored.write == *write);
-                Ok(is_own.then_some(*tried))
-            }
-            (None, None, _) => Ok(None),
+            (Some(own), ..) => Ok(Removal::Of(own)),
+            (None, Some((_, write)), Some(stored)) if stored.write != *write => Ok(Removal::Settle),
+            (None, Some((tried, _)), _) => Ok(Removal::Of(*tried)),
+            (None, None, _) => Ok(Removal::Nothing),
         }
     }
+}
+
+/// What a removal has to do.
+enum Removal {
+    /// Nothing: this claim put nothing.
+    Nothing,
+    /// The record is somebody else's; see that it stays so.
+    Settle,
+    /// Leave a tombstone of this incarnation.
+    Of(u64),
 }
 
 fn superseded(key: &Key) -> Error {

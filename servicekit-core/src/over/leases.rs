@@ -1,6 +1,10 @@
 //! [`LeaseProvider`] over a store: joins, renewals and everything else that is a single step. Waiting is in [`super::waiter`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::{future::join, stream::BoxStream};
@@ -44,6 +48,8 @@ struct Inner {
     env: Env,
     index: Index,
     oddities: Oddities,
+    /// Since when tickets that no head knows of were seen as they are.
+    orphans: Mutex<BTreeMap<(Label, Version), Instant>>,
 }
 
 /// What a swap makes of the head.
@@ -58,7 +64,8 @@ impl Leases {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
         let index = Index { group: Group::of(namespace, "leases"), store: store.clone() };
         let namespace = namespace.clone();
-        Self(Arc::new(Inner { store, namespace, env, index, oddities: Oddities::default() }))
+        let (oddities, orphans) = (Oddities::default(), Mutex::default());
+        Self(Arc::new(Inner { store, namespace, env, index, oddities, orphans }))
     }
 
     pub(super) fn store(&self) -> &Reliable {
@@ -108,10 +115,12 @@ impl Leases {
     }
 
     /// Changes the head by compare-and-swap: reads the whole queue, lets `change` decide, and tries again where somebody
-    /// else was faster. Every change also settles what is due: grants without ticket end, free slots are offered.
+    /// else was faster. Every change also settles what is due: the grant of a ticket that was just deleted ends as `ended` says,
+    /// others without ticket have expired, free slots are offered.
     pub(super) async fn swap<T: Send>(
         &self,
         lease: &Label,
+        ended: Option<(&TicketRef, Ending)>,
         change: impl Fn(&mut Head, &Queue) -> Result<Swap<T>> + Send + Sync,
     ) -> Result<T> {
         for attempt in 0..MOST_SWAPS {
@@ -119,7 +128,8 @@ impl Leases {
             let Some((mut head, version)) = queue.head.clone() else {
                 return Err(not_found(lease));
             };
-            let settled = self.settle(lease, &queue, &mut head).await?;
+            let ended = ended.is_some_and(|(ticket, how)| head.end(ticket, how, self.wall()));
+            let settled = self.settle(lease, &queue, &mut head).await? | ended;
             let (value, wanted) = match change(&mut head, &queue)? {
                 Swap::Write(value) => (value, true),
                 Swap::Keep(value) => (value, false),
@@ -142,32 +152,70 @@ impl Leases {
     /// That a ticket is missing in a list proves nothing, since one list may mix moments; a read after it does.
     async fn settle(&self, lease: &Label, queue: &Queue, head: &mut Head) -> Result<bool> {
         let mut changed = false;
-        for ticket in queue.missing() {
+        for ticket in queue.missing(head) {
             if self.ticket(lease, &ticket).await?.is_none() {
                 changed |= head.end(&ticket, Ending::Expired, self.wall());
             }
         }
+        changed |= self.end_unattended(lease, queue, head).await?;
         self.sweep(lease, queue, head).await?;
         Ok(head.offer(queue) | changed)
     }
 
-    /// Deletes tickets whose time is over and that the head knows nothing of: those of joins and waits that were broken off,
-    /// on a store that does not end them itself.
+    /// Ends unattended grants whose time is over by the store's clock, on a store that does not end them itself.
+    async fn end_unattended(&self, lease: &Label, queue: &Queue, head: &mut Head) -> Result<bool> {
+        let grants = head.grants.iter().filter(|grant| !grant.attended);
+        let rows = grants.filter_map(|grant| queue.ticket(&grant.ticket));
+        let over: Vec<_> = rows.filter(|row| row.is_over()).collect();
+        for row in &over {
+            self.delete_row(lease, row).await?;
+            head.end(&row.reference(), Ending::Expired, self.wall());
+        }
+        Ok(!over.is_empty())
+    }
+
+    /// Deletes tickets that the head knows nothing of: those of joins and waits that were broken off, on a store that does not
+    /// end them itself. One that may be about to be granted must have been seen unchanged for its whole ttl.
     async fn sweep(&self, lease: &Label, queue: &Queue, head: &Head) -> Result<()> {
+        if self.capabilities().server_expiry {
+            return Ok(());
+        }
         let is_orphan = |row: &&TicketRow| {
             let ticket = row.reference();
-            row.is_over() && head.grant_of(&ticket).is_none() && !head.offers.contains(&ticket)
+            head.grant_of(&ticket).is_none() && !head.offers.contains(&ticket)
         };
-        for row in queue.tickets.values().filter(is_orphan).take(MOST_SWEPT) {
-            match self.store().delete(&self.group(lease).key(row.name.clone()), &row.version).await
-            {
-                Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::NotFound) => {
-                    return Err(error);
-                }
-                _ => {}
-            }
+        let orphans: Vec<_> = queue.tickets.values().filter(is_orphan).collect();
+        let over = self.over(lease, &orphans);
+        for row in over.into_iter().take(MOST_SWEPT) {
+            self.delete_row(lease, row).await?;
         }
         Ok(())
+    }
+
+    /// Which orphans have ended: one that waits by the store's clock, one that is ready by what was seen of it.
+    fn over<'q>(&self, lease: &Label, orphans: &[&'q TicketRow]) -> Vec<&'q TicketRow> {
+        let now = self.now();
+        let mut seen = self.0.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|(of, version), _| {
+            of != lease || orphans.iter().any(|row| row.version == *version)
+        });
+        let mut is_over = |row: &&&TicketRow| {
+            if row.value.number.is_some() {
+                return row.is_over();
+            }
+            let key = (lease.clone(), row.version.clone());
+            let since = *seen.entry(key).or_insert(now);
+            now >= since + Duration::from_millis(row.value.ttl_ms)
+        };
+        orphans.iter().filter(|row| is_over(row)).copied().collect()
+    }
+
+    /// Deletes a ticket's record if it is still as it was seen.
+    async fn delete_row(&self, lease: &Label, row: &TicketRow) -> Result<()> {
+        match self.store().delete(&self.group(lease).key(row.name.clone()), &row.version).await {
+            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::NotFound) => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Reads one ticket's record.
@@ -274,8 +322,8 @@ impl Leases {
 
 /// What a join found when no slot was open at first.
 enum Turn {
-    /// A slot came free, or one that is held already will do.
-    Granted(HeadGrant),
+    /// A slot came free, or one that is held already will do; from when it counts.
+    Granted(HeadGrant, Instant),
     /// To wait under this number, for so long.
     Number(u64, Duration),
     /// All slots are held, and the caller would not wait.
@@ -363,21 +411,22 @@ impl<'a> Joining<'a> {
     async fn queue_up(&mut self) -> Result<Standing> {
         let Self { leases, lease, request, .. } = *self;
         let (wall, this) = (leases.wall(), &*self);
-        let turn = leases.swap(lease, |head, queue| {
+        let turn = leases.swap(lease, None, |head, queue| {
             if head.slots != request.slots {
                 return Err(this.slots_differ(head.slots));
             }
             let lives =
                 |grant: &&HeadGrant| queue.ticket(&grant.ticket).is_some_and(|row| !row.is_over());
-            let stands = head.grants.iter().filter(lives);
-            let stands =
-                stands.into_iter().find(|grant| grant.ticket == this.ticket || this.will_do(grant));
-            if let Some(grant) = stands {
-                return Ok(Swap::Keep(Turn::Granted(grant.clone())));
+            let mut stands = head.grants.iter().filter(lives);
+            let will_do = |grant: &&HeadGrant| grant.ticket == this.ticket || this.will_do(grant);
+            if let Some(grant) = stands.find(will_do) {
+                let row = queue.ticket(&grant.ticket).filter(|_| grant.ticket != this.ticket);
+                let from = row.map_or(this.sent, |row| row.counted_from(this.sent));
+                return Ok(Swap::Keep(Turn::Granted(grant.clone(), from)));
             }
             if head.is_open() && queue.waiting().is_empty() {
                 let grant = head.grant(this.ticket.clone(), &this.value, wall)?;
-                return Ok(Swap::Write(Turn::Granted(grant.clone())));
+                return Ok(Swap::Write(Turn::Granted(grant.clone(), this.sent)));
             }
             Ok(match request.wait {
                 Some(wait) => Swap::Write(Turn::Number(head.draw_number(), wait)),
@@ -385,12 +434,12 @@ impl<'a> Joining<'a> {
             })
         });
         match turn.await? {
-            Turn::Granted(grant) => {
+            Turn::Granted(grant, from) => {
                 if grant.ticket != self.ticket {
                     leases.delete_ticket(lease, &self.ticket, Some(self.version.clone())).await?;
                     self.ticket = grant.ticket.clone();
                 }
-                Ok(Standing::Granted(granted(&grant, self.sent)))
+                Ok(Standing::Granted(granted(&grant, from)))
             }
             Turn::Number(number, wait) => self.wait_as(number, wait).await,
             Turn::Full(holders) => Ok(Standing::Refused { holders }),
@@ -410,7 +459,8 @@ impl<'a> Joining<'a> {
         }
         let (leases, lease) = (self.leases, self.lease);
         let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
-        leases.swap(lease, |_, queue| Ok(Swap::Keep(look(queue)))).await
+        // It writes in any case: so whoever frees a slot with a list from before the number loses its swap, and lists again.
+        leases.swap(lease, None, |_, queue| Ok(Swap::Write(look(queue)))).await
     }
 
     fn slots_differ(&self, has: u32) -> Error {
@@ -497,15 +547,17 @@ impl Leases {
         };
         let grant = queue.head.as_ref().and_then(|(head, _)| head.grant_of(ticket));
         if let Some(grant) = grant {
-            let ttl = Duration::from_millis(row.value.ttl_ms);
-            let left = match row.life {
-                Life::Ephemeral { left, .. } => left.unwrap_or_default(),
-                Life::Durable => Duration::ZERO,
-            };
-            return Standing::Granted(granted(grant, sent + left - ttl));
+            return Standing::Granted(granted(grant, row.counted_from(sent)));
         }
         if row.value.number.is_none() {
-            return Standing::Gone;
+            // A claim that was broken off can be taken up again for as long as the slot is kept.
+            let is_offered =
+                queue.head.as_ref().is_some_and(|(head, _)| head.offers.contains(ticket));
+            return if is_offered {
+                Standing::Waiting { ahead: 0, holders: self.grants(lease, queue) }
+            } else {
+                Standing::Gone
+            };
         }
         let before = |other: &&&TicketRow| other.value.number < row.value.number;
         let ahead = queue.waiting().iter().filter(before).count();
@@ -595,18 +647,12 @@ impl LeaseProvider for Leases {
 
     async fn leave(&self, ticket: &Ticket) -> Result<()> {
         let (lease, reference) = (&ticket.lease, reference(ticket));
-        let wall = self.wall();
-        let left = self.swap(lease, |head, queue| {
-            let known = queue.ticket(&reference).map(|row| row.version.clone());
-            let ended = head.end(&reference, Ending::Left, wall);
-            Ok(if ended { Swap::Write(known) } else { Swap::Keep(known) })
-        });
-        match left.await {
-            Ok(known) => self.delete_ticket(lease, &reference, known).await,
-            Err(error) if error.kind() == Kind::NotFound => {
-                self.delete_ticket(lease, &reference, None).await
-            }
-            Err(error) => Err(error),
+        // The ticket first: from then on nobody can renew it, and whoever comes next may settle the rest.
+        self.delete_ticket(lease, &reference, None).await?;
+        let left = Some((&reference, Ending::Left));
+        match self.swap(lease, left, |_, _| Ok(Swap::Keep(()))).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            left => left,
         }
     }
 
@@ -647,7 +693,7 @@ impl LeaseProvider for Leases {
             let message = format!("{slots} slots; a lease has 1 to {MOST_SLOTS}");
             return Err(Error::new(Kind::Invalid, message));
         }
-        self.swap(lease, |head, _| {
+        self.swap(lease, None, |head, _| {
             head.resize(slots);
             Ok(Swap::Write(()))
         })
@@ -655,7 +701,7 @@ impl LeaseProvider for Leases {
     }
 
     async fn evict(&self, lease: &Label, token: Token, force: bool) -> Result<()> {
-        let found = self.swap(lease, |head, _| {
+        let found = self.swap(lease, None, |head, _| {
             let Some(grant) = head.grants.iter_mut().find(|grant| grant.token == token) else {
                 return Ok(Swap::Keep(None));
             };
@@ -674,7 +720,7 @@ impl LeaseProvider for Leases {
             }
             Some((ticket, true)) => {
                 self.delete_ticket(lease, &ticket, None).await?;
-                self.swap(lease, |_, _| Ok(Swap::Keep(()))).await
+                self.swap(lease, None, |_, _| Ok(Swap::Keep(()))).await
             }
             Some((ticket, false)) => self.forbid_renewal(lease, &ticket).await,
         }

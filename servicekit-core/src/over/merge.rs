@@ -38,6 +38,8 @@ pub(super) struct Merge {
     grace: Option<Instant>,
     shown: BTreeMap<Name, Arc<Instance>>,
     last_session: Option<Arc<SessionRef>>,
+    /// When all instances were last judged.
+    judged: Instant,
     /// Until when each instance is given the benefit of the doubt: its session may only be slower to show.
     doubts: BTreeMap<Name, Instant>,
     /// Whether this follows, or only judges once.
@@ -92,6 +94,7 @@ impl Merge {
             grace: None,
             shown,
             last_session: None,
+            judged: Instant::from_boot(Duration::ZERO),
             doubts,
             follows: false,
         }
@@ -141,10 +144,7 @@ impl Merge {
                     }
                 };
                 let touched = match change {
-                    None => {
-                        self.doubts.retain(|_, until| self.clock.now() < *until);
-                        Touched::Many
-                    }
+                    None => Touched::Many,
                     Some((None, _)) => {
                         yield Err(crate::Error::new(Kind::Unexpected, "the watch ended"));
                         return;
@@ -169,8 +169,14 @@ impl Merge {
                 if !(knows_instances && knows_sessions) {
                     continue;
                 }
-                if self.grace.is_some_and(|until| self.clock.now() >= until) {
-                    self.grace = None;
+                // Also when the streams keep this too busy for its timer.
+                let now = self.clock.now();
+                let is_due = self.next_end().is_some_and(|at| at <= now);
+                let touched = if is_due { Touched::Many } else { touched };
+                if afresh || matches!(touched, Touched::Many) {
+                    self.judged = now;
+                    self.grace = self.grace.filter(|until| now < *until);
+                    self.doubts.retain(|_, until| now < *until);
                 }
                 if std::mem::take(&mut afresh) {
                     yield Ok(Event::Snapshot(self.show_all()));
@@ -333,10 +339,9 @@ impl Merge {
 
     /// When the next session ends, or the grace.
     fn next_end(&self) -> Option<Instant> {
-        let now = self.clock.now();
         let ends = self.sessions.values().filter_map(|session| session.ends);
         let doubts = self.doubts.values().copied();
-        ends.chain(doubts).filter(|at| *at > now).chain(self.grace).min()
+        ends.chain(doubts).filter(|at| *at > self.judged).chain(self.grace).min()
     }
 
     fn longest_ttl(&self) -> Duration {

@@ -5,13 +5,13 @@
 //! there: whoever wants to end one deletes the ticket first, by condition, and then settles the head. So a renewal that was
 //! acknowledged proves the grant, and a grant that was taken away can never be renewed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, Oddities, from_json};
 use crate::{
-    Error, Kind, Name, Result, ServiceId, Timestamp,
+    Error, Instant, Kind, Name, Result, ServiceId, Timestamp,
     lease::{Ending, MOST_SLOTS, Token},
     store::{Life, Record, Version},
 };
@@ -157,17 +157,23 @@ impl Queue {
         rows
     }
 
-    /// The grants and offers whose ticket is not among the records.
-    pub(super) fn missing(&self) -> Vec<TicketRef> {
-        let Some((head, _)) = &self.head else {
-            return Vec::new();
-        };
+    /// The grants and offers of `head` whose ticket is not among the records.
+    pub(super) fn missing(&self, head: &Head) -> Vec<TicketRef> {
         let grants = head.grants.iter().map(|grant| &grant.ticket);
         grants.chain(&head.offers).filter(|ticket| self.ticket(ticket).is_none()).cloned().collect()
     }
 }
 
 impl TicketRow {
+    /// From when the ttl of a grant counts, by what was read after `sent`.
+    pub(super) fn counted_from(&self, sent: Instant) -> Instant {
+        let left = match self.life {
+            Life::Ephemeral { left, .. } => left.unwrap_or_default(),
+            Life::Durable => Duration::ZERO,
+        };
+        sent + left - Duration::from_millis(self.value.ttl_ms)
+    }
+
     pub(super) fn reference(&self) -> TicketRef {
         TicketRef { name: self.name.clone(), nonce: self.value.nonce.clone() }
     }
@@ -202,7 +208,7 @@ impl Head {
     /// The number of a ticket that has to wait.
     pub(super) fn draw_number(&mut self) -> u64 {
         let number = self.next;
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         number
     }
 
@@ -213,7 +219,7 @@ impl Head {
         value: &TicketValue,
         wall: Timestamp,
     ) -> Result<&HeadGrant> {
-        let token = wall.as_millis().max(self.token + 1);
+        let token = wall.as_millis().max(self.token.saturating_add(1));
         if token >= 1 << 53 {
             let message =
                 format!("the token {token} would not fit into JSON; the clock says {wall}");
@@ -223,7 +229,7 @@ impl Head {
         let slot = (0..MOST_SLOTS * 2).find(|slot| !taken(slot)).unwrap_or(0);
         self.offers.retain(|offer| *offer != ticket);
         self.token = token;
-        let ttl = std::time::Duration::from_millis(value.ttl_ms);
+        let ttl = Duration::from_millis(value.ttl_ms);
         self.grants.push(HeadGrant {
             ticket,
             holder: value.holder.clone(),
@@ -279,14 +285,12 @@ impl Head {
 impl TicketRow {
     /// Whether the store's clock says that its time is over.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.life, Life::Ephemeral { left: Some(std::time::Duration::ZERO), .. })
+        matches!(self.life, Life::Ephemeral { left: Some(Duration::ZERO), .. })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -19,7 +19,7 @@ use futures_util::{
 
 use super::{
     leases::{Leases, Swap, granted},
-    queue::{Queue, TicketRef, TicketRow, TicketValue},
+    queue::{Head, Queue, TicketRef, TicketRow, TicketValue},
 };
 use crate::{
     Error, Instant, Kind, Label, Name, Result,
@@ -39,14 +39,14 @@ pub(super) struct Waiter {
     lease: Label,
     ticket: TicketRef,
     queue: Queue,
-    /// When each ticket's record was first seen as it is now.
-    observed: BTreeMap<Name, (Version, Instant)>,
+    /// When each ticket's record was first seen as it is now, and what it said of its life then.
+    observed: BTreeMap<Name, (Version, Instant, Life)>,
     /// When each offer was first seen.
     offered: BTreeMap<TicketRef, Instant>,
     /// Since when something in the head has ended, or a slot is free.
     unsettled: Option<Instant>,
-    /// When this ticket was last known to have its whole ttl.
-    touched: Instant,
+    /// When this ticket last had its whole ttl, as far as that is known.
+    touched: Option<Instant>,
 }
 
 /// What is to be done, by this waiter, at some moment.
@@ -64,10 +64,9 @@ enum Task {
 
 impl Waiter {
     pub(super) fn new(leases: Leases, lease: Label, ticket: TicketRef) -> Self {
-        let touched = leases.env().clock.now();
         let (observed, offered) = (BTreeMap::new(), BTreeMap::new());
         let queue = Queue::default();
-        Self { leases, lease, ticket, queue, observed, offered, unsettled: None, touched }
+        Self { leases, lease, ticket, queue, observed, offered, unsettled: None, touched: None }
     }
 
     /// The standings, until `Granted` or `Gone`.
@@ -154,19 +153,27 @@ impl Waiter {
         }
         let now = self.leases.env().clock.now();
         let Queue { head, tickets } = &self.queue;
-        self.observed.retain(|name, (version, _)| {
+        self.observed.retain(|name, (version, ..)| {
             tickets.get(name).is_some_and(|row| row.version == *version)
         });
         for row in tickets.values() {
-            self.observed.entry(row.name.clone()).or_insert_with(|| (row.version.clone(), now));
+            self.observed
+                .entry(row.name.clone())
+                .or_insert_with(|| (row.version.clone(), now, row.life));
         }
         let offers = head.as_ref().map(|(head, _)| head.offers.as_slice()).unwrap_or_default();
         self.offered.retain(|ticket, _| offers.contains(ticket));
         for offer in offers {
             self.offered.entry(offer.clone()).or_insert(now);
         }
-        let is_open = head.as_ref().is_some_and(|(head, _)| head.is_open());
-        let is_unsettled = is_open || !self.queue.missing().is_empty();
+        if let Some((_, seen, Life::Ephemeral { ttl, left: Some(left) })) =
+            self.observed.get(&self.ticket.name)
+        {
+            self.touched = self.touched.max(Some(*seen + *left - *ttl));
+        }
+        let is_unsettled =
+            |(head, _): &(Head, Version)| head.is_open() || !self.queue.missing(head).is_empty();
+        let is_unsettled = head.as_ref().is_some_and(is_unsettled);
         self.unsettled = is_unsettled.then(|| self.unsettled.unwrap_or(now));
         Ok(())
     }
@@ -184,7 +191,8 @@ impl Waiter {
         let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
         let mut tasks = Vec::new();
         if let Some(since) = self.unsettled {
-            tasks.push((since + patience, Task::Settle));
+            // Whoever left this behind is most likely about to settle it.
+            tasks.push((since + STEP + patience, Task::Settle));
         }
         for (offer, seen) in &self.offered {
             // Only a ticket that still waits: one that is being claimed has another version by now.
@@ -198,7 +206,9 @@ impl Waiter {
             tasks.extend(ends.map(|(at, task)| (at + patience, task)));
         }
         if let Life::Ephemeral { ttl, .. } = own.life {
-            tasks.push((self.touched + ttl / 4 * 3, Task::Touch));
+            // Without any word of it, now.
+            let touched = self.touched.unwrap_or(Instant::from_boot(Duration::ZERO));
+            tasks.push((touched + ttl / 4 * 3, Task::Touch));
         }
         tasks.into_iter().min_by_key(|(at, _)| *at)
     }
@@ -206,8 +216,8 @@ impl Waiter {
     /// When a ticket ends, on a store that leaves that to observers: one that a process renews when this waiter has itself
     /// seen it unchanged for a whole ttl; any other when its time is over by the store's clock.
     fn ends(&self, row: &TicketRow) -> Option<(Instant, Task)> {
-        let (_, seen) = self.observed.get(&row.name)?;
-        let Life::Ephemeral { ttl, left } = row.life else {
+        let (_, seen, life) = self.observed.get(&row.name)?;
+        let Life::Ephemeral { ttl, left } = *life else {
             return None;
         };
         let renewed = row.value.attended && row.value.number.is_none();
@@ -229,7 +239,7 @@ impl Waiter {
                     }
                     answer => drop(answer?),
                 }
-                self.touched = sent;
+                self.touched = Some(sent);
             }
         }
         Ok(None)
@@ -278,18 +288,13 @@ impl Waiter {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             _ => {}
         }
-        let wall = self.leases.env().clock.wall();
-        self.leases
-            .swap(&self.lease, |head, _| {
-                let ended = head.end(ticket, Ending::Expired, wall);
-                Ok(if ended { Swap::Write(()) } else { Swap::Keep(()) })
-            })
-            .await?;
+        let ended = Some((ticket, Ending::Expired));
+        self.leases.swap(&self.lease, ended, |_, _| Ok(Swap::Keep(()))).await?;
         self.refresh().await
     }
 
     async fn settle(&mut self) -> Result<()> {
-        self.leases.swap(&self.lease, |_, _| Ok(Swap::Keep(()))).await?;
+        self.leases.swap(&self.lease, None, |_, _| Ok(Swap::Keep(()))).await?;
         self.refresh().await?;
         // What could not be settled now is not tried again at once.
         let again = self.leases.env().clock.now() + PAUSE;
