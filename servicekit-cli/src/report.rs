@@ -39,7 +39,9 @@ impl Failure {
             Self::Stdout(error) if is_closed(error) && !with_child => Exit::DONE,
             Self::No(_) if with_child => Exit::TIMED_OUT,
             _ if with_child => Exit::FAILED,
-            Self::No(_) | Self::Stdout(_) | Self::Host(_) => Exit::NO,
+            Self::No(_) | Self::Host(_) => Exit::NO,
+            // No answer, and not to be taken for one.
+            Self::Stdout(_) => Exit::FAILED,
             Self::Store(_) => Exit::STORE,
             Self::Superseded(_) => Exit::SUPERSEDED,
         }

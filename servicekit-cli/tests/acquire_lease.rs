@@ -253,6 +253,21 @@ fn it_is_renewed_while_the_command_runs() {
 }
 
 #[test]
+fn a_servicekit_that_was_stopped_says_that_the_lease_was_lost() {
+    let store = Store::new();
+    let pid = store.path("pid");
+    let script = format!("echo $$ >{}; echo ready; exec sleep 1000", pid.display());
+    let working = under_lease(&store, "--ttl 3s --kill-after 1s", &script);
+    working.last_line_is("ready");
+    working.signal(Signal::STOP);
+    let pid = fs::read_to_string(pid).unwrap().trim().to_owned();
+    eventually("the end of the command", || !fs::exists(format!("/proc/{pid}")).unwrap());
+    let done = working.end(Signal::CONT, SOON);
+    assert_eq!(done.code, 123, "{}", done.stderr);
+    assert!(done.stderr.contains("lost web"), "{}", done.stderr);
+}
+
+#[test]
 fn what_a_killed_servicekit_leaves_ends_within_its_ttl() {
     let store = Store::new();
     let pid = store.path("pid");
@@ -334,6 +349,7 @@ fn what_makes_no_sense_is_refused() {
         ("--kill-after 11s -- true", &["--ttl 30s", "--kill-after 11s"]),
         ("--until-healthy nowhere", &["--until-healthy"]),
         ("true", &["true"]),
+        ("--", &["no command after --"]),
     ] {
         store.run(&format!("acquire-lease --label web {options}")).is_usage_error(parts);
     }

@@ -203,6 +203,7 @@ fn what_makes_no_sense_is_refused() {
         ("--monitor-url ftp://h/", &["--monitor-url", "ftp"]),
         ("--monitor-tcp h", &["--monitor-tcp", "HOST:PORT"]),
         ("--monitor-tcp h:0", &["--monitor-tcp", "1 to 65535"]),
+        ("--monitor-exec= --service-id a", &["--monitor-exec"]),
         ("--monitor-exec true --service-id a/b", &["--service-id", "'/' at character 2"]),
         ("--monitor-exec true --address a,b:1", &["--address", "','"]),
         ("--monitor-exec true --service-info novalue", &["--service-info", "KEY=VALUE"]),
@@ -234,4 +235,21 @@ fn a_probe_that_is_too_slow_for_the_budget_is_refused_with_the_sum() {
         "21s",
         "--detect-within 15s",
     ]);
+}
+
+#[test]
+fn a_store_that_was_replaced_ends_it_with_3() {
+    let store = Store::new();
+    let web = Web::new(200);
+    let mut watcher = store.watch("web", "web-1", &web.url());
+    watcher.says("starting -> up");
+    eventually("the registration", || store.run("hosts --label web").code == 0);
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(store.path(&format!("store.db{suffix}"))).unwrap();
+    }
+    // Whoever comes next makes a new one.
+    assert_eq!(store.run("hosts --label web").code, 1);
+    let done = watcher.wait();
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains("replaced"), "{}", done.stderr);
 }

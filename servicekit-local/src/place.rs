@@ -42,17 +42,18 @@ impl Place {
 
     /// Refuses to go on when the file was removed or replaced: what is written to an unlinked file is lost.
     pub(crate) fn check(&self) -> Result<()> {
-        let found = match fs::metadata(&self.path) {
+        let (kind, found) = match fs::metadata(&self.path) {
             Ok(file) if (file.dev(), file.ino()) == self.identity => return Ok(()),
-            Ok(_) => "replaced by another",
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "removed",
+            // Waiting does not bring the old one back.
+            Ok(_) => (Kind::Invalid, "replaced by another"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Kind::Unavailable, "removed"),
             Err(error) => return Err(from_io(error, "look at", &self.path)),
         };
         let message = format!(
             "{} was {found} while it was open; put it back, or start this process again",
             self.path.display()
         );
-        Err(Error::new(Kind::Unavailable, message))
+        Err(Error::new(kind, message))
     }
 }
 

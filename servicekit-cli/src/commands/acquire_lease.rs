@@ -96,6 +96,10 @@ impl AcquireLease {
         signals: &mut Signals,
     ) -> Result<Exit, Failure> {
         let Self { ttl, kill_after, .. } = self;
+        // As from `-- $CMD` with nothing in it: a lease for nobody's work would keep all others out.
+        if !self.has_child() && std::env::args_os().next_back().is_some_and(|last| last == "--") {
+            return Err(Failure::Usage("there is no command after --".into()));
+        }
         if self.has_child() && ttl < kill_after * 3 {
             return Err(Failure::Usage(format!(
                 "--ttl {ttl:?} is less than three times --kill-after {kill_after:?}: there would be no time to stop the command"

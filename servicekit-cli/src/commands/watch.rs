@@ -5,7 +5,12 @@ mod monitored;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use servicekit::agent::{Agent, Options, Outcome, Report, Service, probe::Clients};
+use futures_util::future::{Either, select};
+use servicekit::{
+    Error, Kind,
+    agent::{Agent, Options, Outcome, Report, Service, probe::Clients},
+};
+use tokio::sync::oneshot;
 
 use self::monitored::Monitored;
 use crate::{
@@ -76,14 +81,31 @@ impl Watch {
         }
         let options = Options { node: args::hostname(), ttl };
         let agent = Agent::new(backend.registry, backend.leases, context.env.clone(), options);
+        let (refuse, refused) = oneshot::channel();
+        let (mut outage, mut refuse) = (Outage::default(), Some(refuse));
+        let mut refusal = None;
         let stop = async {
-            signals.next().await;
+            let told = std::pin::pin!(signals.next());
+            let refused = std::pin::pin!(refused);
+            if let Either::Right((Ok(error), _)) = select(told, refused).await {
+                refusal = Some(error);
+            }
         };
-        let mut outage = Outage::default();
-        Ok(match agent.run(services, stop, |report| tell(report, &mut outage)).await {
-            Outcome::Stopped => Exit::DONE,
-            Outcome::Superseded => Exit::SUPERSEDED,
-        })
+        let report = |report| match report {
+            Report::StoreAway(error) if is_final(&error) => {
+                if let Some(refuse) = refuse.take() {
+                    // Nobody listens any longer when it is stopping already.
+                    let _ = refuse.send(error);
+                }
+            }
+            report => tell(report, &mut outage),
+        };
+        let outcome = agent.run(services, stop, report).await;
+        match (outcome, refusal) {
+            (Outcome::Stopped, Some(error)) => Err(Failure::Store(error)),
+            (Outcome::Stopped, None) => Ok(Exit::DONE),
+            (Outcome::Superseded, _) => Ok(Exit::SUPERSEDED),
+        }
     }
 
     fn plan(self, context: &Context) -> Result<Plan, Failure> {
@@ -104,6 +126,11 @@ impl Watch {
         }
         Ok(plan)
     }
+}
+
+/// Whether the store refuses for good: whoever starts this process again gets a chance that waiting does not give.
+fn is_final(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Unsupported)
 }
 
 fn tell(report: Report, outage: &mut Outage) {

@@ -69,7 +69,12 @@ pub async fn obtain(
         let joining =
             until(env, request.wait.map(|_| deadline), provider.join(lease, &attempt)).await;
         let (ticket, mut standing) = match joining {
-            None => return outage.end(holders),
+            None => {
+                // Nothing was heard in all that time: that is no answer to give.
+                let message = "the store did not answer within the time to wait";
+                let error = || Error::new(Kind::Timeout, message).during("join").at(lease);
+                return Err(outage.0.unwrap_or_else(error));
+            }
             Some(Ok(joined)) => {
                 outage.back(&mut tell);
                 joined

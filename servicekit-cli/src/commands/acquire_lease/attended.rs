@@ -131,6 +131,7 @@ impl Work<'_> {
     async fn run(&mut self, health: impl Future<Output = Event>, signals: &mut Signals) -> Ending {
         let mut health = std::pin::pin!(health.fuse());
         let mut held = self.lease.as_ref().map(|(guard, _)| guard.follow());
+        let mut is_stopping = false;
         loop {
             let event = tokio::select! {
                 ending = self.supervisor.ended() => Event::Ended(ending),
@@ -139,10 +140,16 @@ impl Work<'_> {
                 event = &mut health, if held.is_some() && !health.is_terminated() => event,
             };
             match event {
-                Event::Ended(ending) => return ending,
+                Event::Ended(ending) => {
+                    // The guard process acts by itself, and may be faster than the news.
+                    if ending == Ending::Stopped && !is_stopping {
+                        self.say_lost("it could not be renewed in time; the command was stopped");
+                    }
+                    return ending;
+                }
                 Event::Held(Held::Until(deadline)) => self.renewed(deadline),
                 Event::Held(Held::Lost(loss)) => {
-                    held = None;
+                    (held, is_stopping) = (None, true);
                     self.lost(loss);
                 }
                 // Also passed on when everything is being stopped already: it then changes nothing.
@@ -161,6 +168,7 @@ impl Work<'_> {
                     say(format_args!(
                         "not healthy within --lease-timeout, stopping the command: {why}"
                     ));
+                    is_stopping = true;
                     self.supervisor.stop();
                 }
             }
@@ -179,11 +187,15 @@ impl Work<'_> {
 
     fn lost(&mut self, loss: Loss) {
         let why = match loss {
-            Loss::Unrenewed => "it could not be renewed in time",
-            _ => "it has ended or was evicted",
+            Loss::Unrenewed => "it could not be renewed in time; stopping the command",
+            _ => "it has ended or was evicted; stopping the command",
         };
-        say(format_args!("lost {}: {why}; stopping the command", self.label));
+        self.say_lost(why);
         self.supervisor.stop();
+    }
+
+    fn say_lost(&self, why: &str) {
+        say(format_args!("lost {}: {why}", self.label));
     }
 
     async fn give_back(&mut self) {

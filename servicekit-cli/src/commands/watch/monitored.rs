@@ -149,6 +149,11 @@ impl Monitored {
             probes.push(Arc::new(probe.map_err(|error| usage(format!("--monitor-tcp: {error}")))?));
         }
         for command in &self.monitor_exec {
+            if command.trim().is_empty() {
+                return Err(usage(
+                    "--monitor-exec: there is no command, and nothing is always well",
+                ));
+            }
             probes.push(Arc::new(Exec::new(command, self.timeout, clock())));
         }
         if probes.is_empty() {
