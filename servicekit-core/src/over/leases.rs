@@ -1,4 +1,6 @@
-//! [`LeaseProvider`] over a store: joins, renewals and everything else that is a single step. Waiting is in [`super::waiter`].
+//! [`LeaseProvider`] over a store: renewals and everything else that is a single step. Waiting is in [`super::waiter`].
+
+mod join;
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +9,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{future::join, stream::BoxStream};
+use futures_util::stream::BoxStream;
 
+use self::join::Joining;
 use super::{
-    FORMAT, Index, Oddities, put_json,
+    Index, Oddities, put_json,
     queue::{HEAD, Head, HeadGrant, Queue, TicketRef, TicketRow, TicketValue},
     to_json,
     waiter::Waiter,
@@ -19,17 +22,14 @@ use crate::{
     Capabilities, Env, Error, Instant, Kind, Label, LeaseProvider, Name, Namespace, Result,
     Timestamp,
     lease::{
-        Ending, Grant, Granted, Lease, MOST_SLOTS, PastGrant, Request, Standing, TURN, Term,
-        Ticket, Token, Waiter as Waiting,
+        Ending, Grant, Granted, Lease, MOST_SLOTS, PastGrant, Request, Standing, Term, Ticket,
+        Token, Waiter as Waiting,
     },
     store::{Expect, Group, Keep, Key, Life, Put, Record, Reliable, Store as _, Version, WriteId},
 };
 
 /// Tickets of a lease have one of so many names, used again and again: some stores keep a row for every name ever deleted.
 const TICKET_NAMES: u64 = 4096;
-
-/// A waiting ticket stays so long without a touch, at most.
-const LONGEST_WAITING_TTL: Duration = Duration::from_secs(300);
 
 /// How many orphans one swap sweeps up, so that nobody has to wait for a thousand.
 const MOST_SWEPT: usize = 32;
@@ -317,167 +317,6 @@ impl Leases {
             return Err(Error::new(Kind::Invalid, message));
         }
         Ok(())
-    }
-}
-
-/// What a join found when no slot was open at first.
-enum Turn {
-    /// A slot came free, or one that is held already will do; from when it counts.
-    Granted(HeadGrant, Instant),
-    /// To wait under this number, for so long.
-    Number(u64, Duration),
-    /// All slots are held, and the caller would not wait.
-    Full(Vec<Grant>),
-}
-
-/// A join on its way.
-struct Joining<'a> {
-    leases: &'a Leases,
-    lease: &'a Label,
-    request: &'a Request,
-    value: TicketValue,
-    ticket: TicketRef,
-    version: Version,
-    sent: Instant,
-}
-
-impl<'a> Joining<'a> {
-    /// Puts a ticket that is ready to hold a slot, and reads the head meanwhile.
-    async fn begin(
-        leases: &'a Leases,
-        lease: &'a Label,
-        request: &'a Request,
-    ) -> Result<(Self, Option<(Head, Version)>)> {
-        let mut value = TicketValue {
-            v: FORMAT,
-            nonce: String::new(),
-            holder: request.holder.clone(),
-            number: None,
-            since: leases.wall(),
-            attended: matches!(request.term, Term::Attended { .. }),
-            ttl_ms: u64::try_from(request.term.length().as_millis()).unwrap_or(u64::MAX),
-            evicted: false,
-            note: request.note.clone(),
-        };
-        let (put, head) = join(leases.put_ticket(lease, &mut value), leases.head(lease)).await;
-        let (ticket, version, sent) = put?;
-        let joining = Self { leases, lease, request, value, ticket, version, sent };
-        match head {
-            Ok(head) => Ok((joining, head)),
-            Err(error) => Err(joining.give_up(error).await),
-        }
-    }
-
-    async fn run(&mut self, mut head: Option<(Head, Version)>) -> Result<Standing> {
-        for attempt in 0..MOST_SWAPS {
-            let (mut next, expect) = match head.take() {
-                Some((head, version)) => (head, Expect::At(version)),
-                None => {
-                    let Leases(inner) = self.leases;
-                    inner.index.add(&inner.env.random, self.lease.into()).await?;
-                    (Head::new(self.request.slots), Expect::Absent)
-                }
-            };
-            if next.slots != self.request.slots {
-                return Err(self.slots_differ(next.slots));
-            }
-            if !next.is_open() || next.grants.iter().any(|grant| self.will_do(grant)) {
-                return self.queue_up().await;
-            }
-            let grant = next.grant(self.ticket.clone(), &self.value, self.leases.wall())?;
-            let granted = granted(grant, self.sent);
-            match self.leases.put_head(self.lease, &next, expect).await {
-                Ok(_) => return Ok(Standing::Granted(granted)),
-                Err(error) if error.kind() == Kind::Conflict => self.leases.pause(attempt).await,
-                Err(error) => return Err(error),
-            }
-            head = self.leases.head(self.lease).await?;
-            // A swap whose answer was lost may have been applied.
-            if let Some(grant) = head.as_ref().and_then(|(head, _)| head.grant_of(&self.ticket)) {
-                return Ok(Standing::Granted(self::granted(grant, self.sent)));
-            }
-        }
-        Err(too_busy(self.lease))
-    }
-
-    /// Whether this is an unattended grant that the holder has already, and wants again.
-    fn will_do(&self, grant: &HeadGrant) -> bool {
-        matches!(self.request.term, Term::Unattended { reuse: true, .. })
-            && !grant.attended
-            && grant.holder == self.request.holder
-    }
-
-    /// No slot is open: settle what has ended, take a number, and look again.
-    async fn queue_up(&mut self) -> Result<Standing> {
-        let Self { leases, lease, request, .. } = *self;
-        let (wall, this) = (leases.wall(), &*self);
-        let turn = leases.swap(lease, None, |head, queue| {
-            if head.slots != request.slots {
-                return Err(this.slots_differ(head.slots));
-            }
-            let lives =
-                |grant: &&HeadGrant| queue.ticket(&grant.ticket).is_some_and(|row| !row.is_over());
-            let mut stands = head.grants.iter().filter(lives);
-            let will_do = |grant: &&HeadGrant| grant.ticket == this.ticket || this.will_do(grant);
-            if let Some(grant) = stands.find(will_do) {
-                let row = queue.ticket(&grant.ticket).filter(|_| grant.ticket != this.ticket);
-                let from = row.map_or(this.sent, |row| row.counted_from(this.sent));
-                return Ok(Swap::Keep(Turn::Granted(grant.clone(), from)));
-            }
-            if head.is_open() && queue.waiting().is_empty() {
-                let grant = head.grant(this.ticket.clone(), &this.value, wall)?;
-                return Ok(Swap::Write(Turn::Granted(grant.clone(), this.sent)));
-            }
-            Ok(match request.wait {
-                Some(wait) => Swap::Write(Turn::Number(head.draw_number(), wait)),
-                None => Swap::Keep(Turn::Full(leases.grants(lease, queue))),
-            })
-        });
-        match turn.await? {
-            Turn::Granted(grant, from) => {
-                if grant.ticket != self.ticket {
-                    leases.delete_ticket(lease, &self.ticket, Some(self.version.clone())).await?;
-                    self.ticket = grant.ticket.clone();
-                }
-                Ok(Standing::Granted(granted(&grant, from)))
-            }
-            Turn::Number(number, wait) => self.wait_as(number, wait).await,
-            Turn::Full(holders) => Ok(Standing::Refused { holders }),
-        }
-    }
-
-    /// Waits under a number. A slot that came free before the number showed was offered to nobody: hence the last look.
-    async fn wait_as(&mut self, number: u64, wait: Duration) -> Result<Standing> {
-        let value = TicketValue { number: Some(number), ..self.value.clone() };
-        let ttl = wait.saturating_add(TURN * 2).min(LONGEST_WAITING_TTL);
-        let expect = Expect::At(self.version.clone());
-        let put = self.leases.ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
-        match self.leases.store().put(&put).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == Kind::Conflict => return Ok(Standing::Gone),
-            Err(error) => return Err(error),
-        }
-        let (leases, lease) = (self.leases, self.lease);
-        let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
-        // It writes in any case: so whoever frees a slot with a list from before the number loses its swap, and lists again.
-        leases.swap(lease, None, |_, queue| Ok(Swap::Write(look(queue)))).await
-    }
-
-    fn slots_differ(&self, has: u32) -> Error {
-        slots_differ(self.lease, self.request.slots, has)
-    }
-
-    /// Takes the ticket back after a failure, as far as that goes; it ends by itself anyway.
-    async fn give_up(&self, error: Error) -> Error {
-        if self
-            .leases
-            .delete_ticket(self.lease, &self.ticket, Some(self.version.clone()))
-            .await
-            .is_err()
-        {
-            tracing::debug!(lease = %self.lease, "a ticket is left to end by itself");
-        }
-        error
     }
 }
 
