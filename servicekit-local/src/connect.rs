@@ -105,8 +105,15 @@ fn recognize(conn: &Connection, place: &Place) -> Result<Content> {
                 .is_none();
         Ok((application, schema, is_empty))
     };
+    // One snapshot: somebody else may be making the tables between one answer and the next.
+    let snapshot = || {
+        run(conn, "BEGIN")?;
+        let content = read();
+        let ended = run(conn, "COMMIT");
+        content.and_then(|content| ended.map(|()| content))
+    };
     let path = place.path.display();
-    match read().map_err(|error| Fault::from(error).explain(Phase::Before, &place.path))? {
+    match snapshot().map_err(|error| Fault::from(error).explain(Phase::Before, &place.path))? {
         (.., true) if is_blank(place)? => Ok(Content::Empty),
         (APPLICATION, SCHEMA, _) => Ok(Content::Ours),
         (APPLICATION, schema, _) if schema > SCHEMA => {

@@ -73,8 +73,9 @@ async fn a_file_that_was_removed_or_replaced_is_not_written_to() {
             local.list(&[group("group")]).await.unwrap_err(),
         ];
         for error in errors {
-            assert_eq!((error.kind(), error.retry()), (Kind::Unavailable, Retry::Never), "{error}");
-            let what = if replaced { "replaced" } else { "removed" };
+            let (kind, what) =
+                if replaced { (Kind::Invalid, "replaced") } else { (Kind::Unavailable, "removed") };
+            assert_eq!((error.kind(), error.retry()), (kind, Retry::Never), "{error}");
             assert!(error.message().contains(what), "{error}");
         }
     }
