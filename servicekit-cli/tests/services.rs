@@ -76,6 +76,6 @@ fn a_closed_pipe_ends_quietly_and_a_full_device_does_not() {
     }
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = store.command(["services"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout"));
 }
