@@ -115,16 +115,38 @@ impl Leases {
     }
 
     /// Changes the head by compare-and-swap: reads the whole queue, lets `change` decide, and tries again where somebody
-    /// else was faster. Every change also settles what is due: the grant of a ticket that was just deleted ends as `ended` says,
-    /// others without ticket have expired, free slots are offered.
+    /// else was faster. Every change also settles what is due: grants without ticket have expired, free slots are offered.
     pub(super) async fn swap<T: Send>(
         &self,
         lease: &Label,
+        change: impl Fn(&mut Head, &Queue) -> Result<Swap<T>> + Send + Sync,
+    ) -> Result<T> {
+        self.swap_from(lease, self.queue(lease).await?, None, change).await
+    }
+
+    /// Settles what is due after a ticket was deleted, whose grant ends as `how` says. Begins with what was read before.
+    pub(super) async fn end(
+        &self,
+        lease: &Label,
+        mut queue: Queue,
+        ticket: &TicketRef,
+        how: Ending,
+    ) -> Result<()> {
+        // A slot must not be offered to a ticket that is no more.
+        if queue.ticket(ticket).is_some() {
+            queue.remove(&ticket.name);
+        }
+        self.swap_from(lease, queue, Some((ticket, how)), |_, _| Ok(Swap::Keep(()))).await
+    }
+
+    async fn swap_from<T: Send>(
+        &self,
+        lease: &Label,
+        mut queue: Queue,
         ended: Option<(&TicketRef, Ending)>,
         change: impl Fn(&mut Head, &Queue) -> Result<Swap<T>> + Send + Sync,
     ) -> Result<T> {
         for attempt in 0..MOST_SWAPS {
-            let queue = self.queue(lease).await?;
             let Some((mut head, version)) = queue.head.clone() else {
                 return Err(not_found(lease));
             };
@@ -143,6 +165,7 @@ impl Leases {
                 Err(error) if error.kind() == Kind::Conflict => self.pause(attempt).await,
                 Err(error) => return Err(error),
             }
+            queue = self.queue(lease).await?;
         }
         Err(too_busy(lease))
     }
@@ -486,10 +509,11 @@ impl LeaseProvider for Leases {
 
     async fn leave(&self, ticket: &Ticket) -> Result<()> {
         let (lease, reference) = (&ticket.lease, reference(ticket));
+        let queue = self.queue(lease).await?;
+        let known = queue.ticket(&reference).map(|row| row.version.clone());
         // The ticket first: from then on nobody can renew it, and whoever comes next may settle the rest.
-        self.delete_ticket(lease, &reference, None).await?;
-        let left = Some((&reference, Ending::Left));
-        match self.swap(lease, left, |_, _| Ok(Swap::Keep(()))).await {
+        self.delete_ticket(lease, &reference, known).await?;
+        match self.end(lease, queue, &reference, Ending::Left).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             left => left,
         }
@@ -532,7 +556,7 @@ impl LeaseProvider for Leases {
             let message = format!("{slots} slots; a lease has 1 to {MOST_SLOTS}");
             return Err(Error::new(Kind::Invalid, message));
         }
-        self.swap(lease, None, |head, _| {
+        self.swap(lease, |head, _| {
             head.resize(slots);
             Ok(Swap::Write(()))
         })
@@ -540,7 +564,7 @@ impl LeaseProvider for Leases {
     }
 
     async fn evict(&self, lease: &Label, token: Token, force: bool) -> Result<()> {
-        let found = self.swap(lease, None, |head, _| {
+        let found = self.swap(lease, |head, _| {
             let Some(grant) = head.grants.iter_mut().find(|grant| grant.token == token) else {
                 return Ok(Swap::Keep(None));
             };
@@ -559,7 +583,7 @@ impl LeaseProvider for Leases {
             }
             Some((ticket, true)) => {
                 self.delete_ticket(lease, &ticket, None).await?;
-                self.swap(lease, None, |_, _| Ok(Swap::Keep(()))).await
+                self.swap(lease, |_, _| Ok(Swap::Keep(()))).await
             }
             Some((ticket, false)) => self.forbid_renewal(lease, &ticket).await,
         }

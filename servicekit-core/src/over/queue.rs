@@ -68,12 +68,28 @@ pub(super) struct HeadGrant {
     pub(super) note: String,
 }
 
+/// Stored as an array, with the moment in milliseconds since 1970: every change of the head writes all of them again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PastRow", into = "PastRow")]
 pub(super) struct HeadPast {
     pub(super) holder: ServiceId,
     pub(super) token: Token,
     pub(super) ended: Timestamp,
     pub(super) how: Ending,
+}
+
+type PastRow = (ServiceId, Token, u64, Ending);
+
+impl From<PastRow> for HeadPast {
+    fn from((holder, token, ended, how): PastRow) -> Self {
+        Self { holder, token, ended: Timestamp::from_millis(ended), how }
+    }
+}
+
+impl From<HeadPast> for PastRow {
+    fn from(HeadPast { holder, token, ended, how }: HeadPast) -> Self {
+        (holder, token, ended.as_millis(), how)
+    }
 }
 
 /// The value of a ticket's record.

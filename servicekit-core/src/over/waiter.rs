@@ -288,13 +288,13 @@ impl Waiter {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             _ => {}
         }
-        let ended = Some((ticket, Ending::Expired));
-        self.leases.swap(&self.lease, ended, |_, _| Ok(Swap::Keep(()))).await?;
+        let queue = self.leases.queue(&self.lease).await?;
+        self.leases.end(&self.lease, queue, ticket, Ending::Expired).await?;
         self.refresh().await
     }
 
     async fn settle(&mut self) -> Result<()> {
-        self.leases.swap(&self.lease, None, |_, _| Ok(Swap::Keep(()))).await?;
+        self.leases.swap(&self.lease, |_, _| Ok(Swap::Keep(()))).await?;
         self.refresh().await?;
         // What could not be settled now is not tried again at once.
         let again = self.leases.env().clock.now() + PAUSE;

@@ -101,7 +101,7 @@ impl<'a> Joining<'a> {
     async fn queue_up(&mut self) -> Result<Standing> {
         let Self { leases, lease, request, .. } = *self;
         let (wall, this) = (leases.wall(), &*self);
-        let turn = leases.swap(lease, None, |head, queue| {
+        let turn = leases.swap(lease, |head, queue| {
             if head.slots != request.slots {
                 return Err(this.slots_differ(head.slots));
             }
@@ -150,7 +150,7 @@ impl<'a> Joining<'a> {
         let (leases, lease) = (self.leases, self.lease);
         let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
         // It writes in any case: so whoever frees a slot with a list from before the number loses its swap, and lists again.
-        leases.swap(lease, None, |_, queue| Ok(Swap::Write(look(queue)))).await
+        leases.swap(lease, |_, queue| Ok(Swap::Write(look(queue)))).await
     }
 
     fn slots_differ(&self, has: u32) -> Error {
