@@ -311,7 +311,10 @@ impl Merge {
         match touched {
             Touched::None => Vec::new(),
             Touched::One(name) => vec![name],
-            Touched::Many => self.instances.keys().cloned().collect(),
+            Touched::Many => {
+                let gone = self.shown.keys().filter(|name| !self.instances.contains_key(*name));
+                gone.chain(self.instances.keys()).cloned().collect()
+            }
         }
     }
 

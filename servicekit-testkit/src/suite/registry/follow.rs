@@ -20,6 +20,7 @@ cases! { "registry";
     a_follower_sees_a_snapshot_then_each_change [NoFaults],
     a_follower_sees_its_label_alone [NoFaults],
     a_follower_sees_who_is_lost [NoFaults],
+    a_removal_that_comes_with_a_loss_is_seen [NoFaults],
     a_beat_wakes_no_follower [NoFaults],
     a_follower_misses_nothing_that_happens_meanwhile [NoFaults],
     a_follower_is_told_of_an_outage_and_catches_up [NoFaults],
@@ -135,6 +136,20 @@ async fn a_follower_sees_who_is_lost(world: World) {
     seen.until(&world, &mut events, &silent_is(State::Up)).await;
     again.registry.close(&again.session).await.expect("close");
     seen.until(&world, &mut events, &silent_is(State::Lost)).await;
+}
+
+async fn a_removal_that_comes_with_a_loss_is_seen(world: World) {
+    let (silent, web, claim) = (Node::open(&world).await, label("web"), Claim::new());
+    let node = Node::open_long(&world).await;
+    let (mut events, mut seen) = (world.process().registry.watch(&web), Seen::default());
+    silent.put_up(&Claim::new(), &web, "silent").await;
+    node.put_up(&claim, &web, "removed").await;
+    let both = of(&[("removed", State::Up), ("silent", State::Up)]);
+    seen.until(&world, &mut events, &both).await;
+    // Nobody looks meanwhile, so that both are there at once.
+    node.live(world.ttl() * 2).await;
+    node.remove(&claim, &web, "removed").await;
+    seen.until(&world, &mut events, &of(&[("silent", State::Lost)])).await;
 }
 
 async fn a_beat_wakes_no_follower(world: World) {
