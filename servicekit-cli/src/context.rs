@@ -140,7 +140,7 @@ impl Context {
     /// The limits of one operation, so that it fails with its own message before the whole command does.
     fn limits(&self) -> Limits {
         let attempt = (self.store_timeout / 3).min(Limits::default().attempt);
-        Limits { attempt, total: self.store_timeout.saturating_sub(attempt).mul_f64(0.9) }
+        Limits { attempt, total: self.store_timeout.saturating_sub(attempt).mul_f64(0.75) }
     }
 }
 

@@ -3,13 +3,15 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::join;
 use rusqlite::Connection;
-use servicekit_core::{Doctor, Finding, Result};
+use servicekit_core::{Doctor, Finding, Kind, Result, clock::timeout, store::Limits};
 
 use crate::{
     alarm::Alarm,
     connect::SCHEMA,
-    error::Fault,
+    error::{Fault, busy},
+    locks::Holder,
     place::{beside, file_system},
     records,
     store::{Local, off_thread},
@@ -20,6 +22,7 @@ use crate::{
 pub(crate) struct FileDoctor {
     local: Local,
     next: Arc<dyn Doctor>,
+    limits: Limits,
 }
 
 /// A log of this size is not being folded into the file.
@@ -29,25 +32,73 @@ const LARGE_LOG: u64 = 64 << 20;
 const LITTLE_SPACE: u64 = 64 << 20;
 
 impl FileDoctor {
-    pub(crate) fn new(local: Local, next: Arc<dyn Doctor>) -> Self {
-        Self { local, next }
+    pub(crate) fn new(local: Local, next: Arc<dyn Doctor>, limits: Limits) -> Self {
+        Self { local, next, limits }
+    }
+
+    /// Takes the way that every write takes.
+    async fn write_lock(&self) -> Finding {
+        let Local(inner) = &self.local;
+        let path = &inner.place.path;
+        let tried = timeout(&*inner.env.clock, self.limits.attempt, self.local.write(|_| Ok(())));
+        match tried.await.unwrap_or_else(|_| Err(busy(path))) {
+            Ok(()) => Finding::fine("write lock", "free"),
+            Err(error) => {
+                let remedy = match (error.kind(), Holder::of(path)) {
+                    (Kind::Timeout, Some(Holder { process, .. })) => {
+                        format!("let process {process} go on (kill -CONT {process}), or end it")
+                    }
+                    (Kind::Timeout, None) => {
+                        format!("look at the processes that use it: fuser {}", path.display())
+                    }
+                    _ => "as the message says; until then nothing can be written".into(),
+                };
+                Finding::problem("write lock", error.message(), remedy)
+            }
+        }
+    }
+
+    async fn content(&self) -> Finding {
+        let remedy =
+            "stop what uses the file, then restore a backup, or move it away to begin anew";
+        let Local(inner) = self.local.clone();
+        let limit = self.limits.total;
+        let clock = inner.env.clock.clone();
+        let reading = off_thread(move || inner.with_connection(read_all));
+        match timeout(&*clock, limit, reading).await {
+            Ok(Ok((count, damage))) if damage.is_empty() => {
+                Finding::fine("content", format!("{count} records, all whole"))
+            }
+            Ok(Ok((_, damage))) => Finding::problem("content", damage.join("; "), remedy),
+            Ok(Err(error)) => Finding::problem("content", error.message(), remedy),
+            Err(_) => Finding::warning(
+                "content",
+                format!("not read to its end within {limit:?}"),
+                "give it more time, with a longer time-out for the store",
+            ),
+        }
     }
 }
 
 #[async_trait]
 impl Doctor for FileDoctor {
+    /// All at once, each within its own limit: what cannot be had keeps nothing else from being told.
     async fn examine(&self) -> Vec<Finding> {
         let local = self.local.clone();
-        let examined = off_thread(move || Ok(examine(&local))).await;
-        let mut findings = examined.unwrap_or_else(|error| {
+        let around = off_thread(move || Ok(around(&local)));
+        let (around, lock, content, more) =
+            join!(around, self.write_lock(), self.content(), self.next.examine());
+        let mut findings = around.unwrap_or_else(|error| {
             vec![Finding::problem("file", error.to_string(), "report this to servicekit's authors")]
         });
-        findings.extend(self.next.examine().await);
+        findings.extend([lock, content]);
+        findings.extend(more);
         findings
     }
 }
 
-fn examine(local: &Local) -> Vec<Finding> {
+/// What can be told without the locks of the file.
+fn around(local: &Local) -> Vec<Finding> {
     let path = local.path();
     vec![
         file(local, path),
@@ -56,9 +107,7 @@ fn examine(local: &Local) -> Vec<Finding> {
         clock(local),
         log(path),
         space(path),
-        writable(local, path),
         waking(path),
-        content(local),
     ]
 }
 
@@ -134,38 +183,6 @@ fn space(path: &Path) -> Finding {
     }
 }
 
-fn writable(local: &Local, path: &Path) -> Finding {
-    let tried = local.0.with_connection(|conn| {
-        records::run(conn, "BEGIN IMMEDIATE")?;
-        Ok(records::run(conn, "ROLLBACK")?)
-    });
-    match tried {
-        Ok(()) => Finding::fine("write lock", "free"),
-        Err(error) => Finding::problem("write lock", error.message(), lock_remedy(path)),
-    }
-}
-
-fn lock_remedy(path: &Path) -> String {
-    let holder = fs::metadata(beside(path, "-shm")).ok().and_then(|shared| {
-        let locks = fs::read_to_string("/proc/locks").ok()?;
-        holder(&locks, shared.ino())
-    });
-    match holder {
-        Some(process) => format!("look at process {process}, which holds it: ps -fp {process}"),
-        None => format!("look at the processes that use it: fuser {}", path.display()),
-    }
-}
-
-/// The process that holds SQLite's write lock: byte 120 of the shared memory.
-fn holder(locks: &str, inode: u64) -> Option<String> {
-    let inode = format!(":{inode}");
-    locks.lines().find_map(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let [_, "POSIX", _, "WRITE", process, file, "120", _] = words[..] else { return None };
-        file.ends_with(&inode).then(|| process.to_owned())
-    })
-}
-
 fn waking(path: &Path) -> Finding {
     match Alarm::set(path) {
         Ok(_) => Finding::fine("waking", "who waits sleeps until the file is written"),
@@ -174,17 +191,6 @@ fn waking(path: &Path) -> Finding {
             format!("who waits has to look 50 times a second: {error}"),
             "raise the limit of this user: sysctl fs.inotify.max_user_instances=1024",
         ),
-    }
-}
-
-fn content(local: &Local) -> Finding {
-    let remedy = "stop what uses the file, then restore a backup, or move it away to begin anew";
-    match local.0.with_connection(read_all) {
-        Ok((count, damage)) if damage.is_empty() => {
-            Finding::fine("content", format!("{count} records, all whole"))
-        }
-        Ok((_, damage)) => Finding::problem("content", damage.join("; "), remedy),
-        Err(error) => Finding::problem("content", error.message(), remedy),
     }
 }
 
@@ -215,17 +221,6 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_holder_of_the_write_lock_is_found() {
-        let locks = "1: POSIX  ADVISORY  READ  700 fe:00:4711 124 124\n\
-                     2: POSIX  ADVISORY  WRITE 801 fe:00:4711 120 120\n\
-                     2: -> POSIX  ADVISORY  WRITE 802 fe:00:4711 120 120\n\
-                     3: POSIX  ADVISORY  WRITE 900 fe:00:14711 120 120\n";
-        assert_eq!(holder(locks, 4711).as_deref(), Some("801"));
-        assert_eq!(holder(locks, 1), None);
-        assert_eq!(holder("", 4711), None);
-    }
 
     #[test]
     fn sizes_are_readable() {

@@ -21,6 +21,7 @@ mod connect;
 mod doctor;
 mod error;
 mod host;
+mod locks;
 mod place;
 mod queue;
 mod records;
@@ -38,7 +39,7 @@ pub use store::Local;
 #[must_use]
 pub fn backend(local: Local, namespace: Namespace, env: Env, limits: Limits) -> Backend {
     let over = Backend::over("local", Arc::new(local.clone()), namespace, env, limits);
-    Backend { doctor: Arc::new(doctor::FileDoctor::new(local, over.doctor)), ..over }
+    Backend { doctor: Arc::new(doctor::FileDoctor::new(local, over.doctor, limits)), ..over }
 }
 
 /// Where the file is when nobody names another: `/var/lib/servicekit/servicekit.db` for root, else

@@ -118,7 +118,7 @@ impl Local {
     }
 
     /// Makes one transaction.
-    async fn write<T, F>(&self, edit: F) -> Result<T>
+    pub(crate) async fn write<T, F>(&self, edit: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&mut Edit<'_>) -> Result<T, Fault> + Send + 'static,
