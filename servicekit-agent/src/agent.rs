@@ -100,6 +100,13 @@ pub enum Report {
         /// Which of its instances.
         service_id: ServiceId,
     },
+    /// The agent stops, and could not remove these instances.
+    Left {
+        /// What may still be in the store.
+        instances: Vec<InstanceKey>,
+        /// When readers take them for lost at the latest; zero when they do so already.
+        lost_within: Duration,
+    },
     /// A service is well, and the unattended lease that ordered its start was given back.
     LeaseReleased {
         /// The service, and the lease.
@@ -175,7 +182,7 @@ impl Agent {
     /// Probes and registers `services`, each under a key of its own, until `stop` ends or all were taken over.
     ///
     /// On stopping it removes its own instances and closes its session, within 5 seconds; what a store that is away does not
-    /// take by then ends with the session's ttl. `report` is called from this future, in order.
+    /// take by then ends with the session's ttl, and is reported as [`Report::Left`]. `report` is called from this future, in order.
     ///
     /// # Cancel safety
     ///
@@ -240,11 +247,17 @@ async fn work(
         } => Outcome::Stopped,
     };
     tasks.shutdown().await;
+    let mut lost_within = Duration::ZERO;
     if let Some(session) = node.session() {
         let closed = timeout(&*node.env.clock, CLOSE_WITHIN, node.registry.close(&session)).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::debug!(?closed, "the session was not closed, and ends by its ttl");
+            lost_within = node.options.ttl;
         }
+    }
+    let instances: Vec<_> = std::mem::take(&mut *node.registered()).into_iter().collect();
+    if !instances.is_empty() {
+        node.report(Report::Left { instances, lost_within });
     }
     outcome
 }
@@ -306,6 +319,15 @@ impl fmt::Display for Report {
             Self::SessionLost => f.write_str("the session was lost, opening another"),
             Self::Superseded { label, service_id } => {
                 write!(f, "{label}/{service_id}: taken over by another process")
+            }
+            Self::Left { instances, lost_within } => {
+                f.write_str("not removed, and lost ")?;
+                match *lost_within {
+                    Duration::ZERO => f.write_str("by now:")?,
+                    time => write!(f, "within {time:?}:")?,
+                }
+                let mut keys = instances.iter();
+                keys.try_for_each(|key| write!(f, " {}/{}", key.label, key.service_id))
             }
             Self::LeaseReleased { label, service_id, token } => {
                 write!(f, "{label}/{service_id}: released its start-up lease (token {token})")

@@ -1,6 +1,13 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use servicekit_core::{Env, LeaseProvider, Registry, registry::Session};
+use servicekit_core::{
+    Env, LeaseProvider, Registry,
+    registry::{InstanceKey, Session},
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{Options, Report, outage::Outage};
@@ -18,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) writes: Semaphore,
     /// Limits how many leases are looked at at a time; not the same, so that neither holds the other up.
     pub(crate) looks: Semaphore,
+    /// What may be in the store, because a put of it was begun.
+    registered: Mutex<BTreeSet<InstanceKey>>,
     reports: mpsc::UnboundedSender<Report>,
     halted: watch::Sender<bool>,
 }
@@ -62,6 +71,7 @@ impl Node {
             link: watch::Sender::new(Link::Closed),
             writes: Semaphore::new(WRITES_AT_A_TIME),
             looks: Semaphore::new(LOOKS_AT_A_TIME),
+            registered: Mutex::default(),
             reports,
             halted: watch::Sender::new(false),
         }
@@ -92,6 +102,10 @@ impl Node {
         if lost {
             self.report(Report::SessionLost);
         }
+    }
+
+    pub(crate) fn registered(&self) -> MutexGuard<'_, BTreeSet<InstanceKey>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn halt(&self) {

@@ -36,6 +36,7 @@ pub(crate) async fn keep(
 ) -> Ended {
     let mut registration = Registration {
         node,
+        key,
         state,
         link: node.link.subscribe(),
         claim: Claim::new(),
@@ -44,8 +45,10 @@ pub(crate) async fn keep(
     };
     let ended = registration.put_until_ended(taken_over).await;
     match ended {
-        Ended::Halted => registration.remove(&key).await,
+        Ended::Halted => registration.remove().await,
         Ended::Superseded => {
+            let key = registration.key;
+            node.registered().remove(&key);
             let InstanceKey { label, service_id } = key;
             node.report(Report::Superseded { label, service_id });
         }
@@ -55,6 +58,7 @@ pub(crate) async fn keep(
 
 struct Registration<'a> {
     node: &'a Node,
+    key: InstanceKey,
     state: watch::Receiver<Instance>,
     link: watch::Receiver<Link>,
     /// Used by one request at a time, so that no put can overtake another, or the removal.
@@ -84,6 +88,7 @@ impl<'a> Registration<'a> {
                 due = self.due() => due,
             };
             let instance = self.state.borrow_and_update().clone();
+            node.registered().insert(self.key.clone());
             let answer = tokio::select! {
                 answer = node.registry.put(&session, &self.claim, &instance) => answer,
                 () = async {
@@ -134,16 +139,17 @@ impl<'a> Registration<'a> {
         }
     }
 
-    async fn remove(&mut self, key: &InstanceKey) {
-        let node = self.node;
+    async fn remove(&mut self) {
+        let (node, key) = (self.node, &self.key);
         let Ok(_permit) = node.writes.acquire().await else {
             return;
         };
         match node.registry.remove(&self.claim, &key.label, &key.service_id).await {
             Ok(()) => self.party.succeeded(),
             Err(error) if error.kind() == Kind::Superseded => {}
-            Err(error) => self.failed(error),
+            Err(error) => return self.failed(error),
         }
+        node.registered().remove(&self.key);
     }
 
     fn failed(&mut self, error: Error) {

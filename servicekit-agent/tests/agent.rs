@@ -276,9 +276,10 @@ async fn stopping_removes_its_own_instances_at_once_and_no_others() {
     for id in ["web-1", "web-2", "web-3"] {
         world.until_state(id, State::Up).await;
     }
-    let before = world.env.clock.now();
+    let (before, reports) = (world.env.clock.now(), agent.reports.clone());
     assert_eq!(agent.stop().await, Outcome::Stopped);
     assert!(world.env.clock.now().since(before) < SECOND);
+    assert!(!reports.lock().unwrap().iter().any(|report| report.contains("not removed")));
     let left: Vec<_> = world.list().await.into_iter().map(|one| one.service_id.clone()).collect();
     assert_eq!(left, ["web-3".parse().unwrap()]);
     assert_eq!(world.sessions().await.len(), 1);
@@ -325,7 +326,9 @@ async fn stopping_does_not_wait_for_a_store_that_is_away() {
         let (before, reports) = (world.env.clock.now(), agent.reports.clone());
         assert_eq!(agent.stop().await, Outcome::Stopped);
         assert!(world.env.clock.now().since(before) <= 5 * SECOND);
-        assert!(!reports.lock().unwrap().iter().any(|report| report.contains("is back")));
+        let reports = reports.lock().unwrap().clone();
+        assert!(!reports.iter().any(|report| report.contains("is back")));
+        assert_eq!(reports.last().unwrap(), "not removed, and lost within 15s: web/web-1");
         world.store.come_back();
         world.until_state("web-1", State::Lost).await;
     }

@@ -218,9 +218,14 @@ fn signals_end_everything_in_an_outage() {
     late.says("the store is away");
     queued.says("the store is away");
     assert!(working.is_running());
-    for (command, code) in [(begun, 0), (late, 0), (waiting, 143), (queued, 143), (working, 143)] {
+    let done = begun.end(Signal::TERM, SOON);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    said_once(&done.stderr, "could not deregister web w: the store is away");
+    said_once(&done.stderr, "lost within 2.4s");
+    for (command, code) in [(late, 0), (waiting, 143), (queued, 143), (working, 143)] {
         let done = command.end(Signal::TERM, SOON);
         assert_eq!(done.code, code, "{}", done.stderr);
+        assert!(!done.stderr.contains("deregister"), "there is nothing: {}", done.stderr);
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::future::{Either, select};
 use servicekit::{
     Error, Kind,
     agent::{Agent, Options, Outcome, Report, Service, probe::Clients},
+    registry::InstanceKey,
 };
 use tokio::sync::oneshot;
 
@@ -23,7 +24,8 @@ use crate::{
 
 /// Probe a service, and keep it registered until told to stop
 ///
-/// Every change of state is a line on stderr. On SIGTERM and SIGINT the instance is deregistered at once. An unattended lease
+/// Every change of state is a line on stderr. On SIGTERM and SIGINT the instance is deregistered at once; if the store is
+/// away then, that is said, and readers see the instance as lost within --detect-within. An unattended lease
 /// of the same label and service id is released as soon as the service is well. Ends with 5 when another process has taken
 /// the service id over.
 #[derive(Debug, clap::Args)]
@@ -84,6 +86,7 @@ impl Watch {
         let (refuse, refused) = oneshot::channel();
         let (mut outage, mut refuse) = (Outage::default(), Some(refuse));
         let mut refusal = None;
+        let mut left = None;
         let stop = async {
             let told = std::pin::pin!(signals.next());
             let refused = std::pin::pin!(refused);
@@ -98,9 +101,13 @@ impl Watch {
                     let _ = refuse.send(error);
                 }
             }
+            Report::Left { instances, lost_within } => left = Some((instances, lost_within)),
             report => tell(report, &mut outage),
         };
         let outcome = agent.run(services, stop, report).await;
+        if let (Some((instances, lost_within)), None) = (left, &refusal) {
+            say(not_deregistered(&instances, lost_within));
+        }
         match (outcome, refusal) {
             (Outcome::Stopped, Some(error)) => Err(Failure::Store(error)),
             (Outcome::Stopped, None) => Ok(Exit::DONE),
@@ -127,6 +134,23 @@ impl Watch {
         Ok(plan)
     }
 }
+
+/// What it means for readers that the store did not take the removal.
+fn not_deregistered(instances: &[InstanceKey], lost_within: Duration) -> String {
+    let named = instances.iter().take(NAMED).map(|key| format!("{} {}", key.label, key.service_id));
+    let mut names = named.collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = instances.len().checked_sub(NAMED) {
+        names += &format!(" and {more} more");
+    }
+    let when = match lost_within {
+        Duration::ZERO => "now".into(),
+        time => format!("within {time:?}"),
+    };
+    format!("could not deregister {names}: the store is away; readers take that for lost {when}")
+}
+
+/// How many instances fit on a line.
+const NAMED: usize = 3;
 
 /// Whether the store refuses for good: whoever starts this process again gets a chance that waiting does not give.
 fn is_final(error: &Error) -> bool {
