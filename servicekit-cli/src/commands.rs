@@ -1,9 +1,11 @@
 //! The commands, one file each: arguments in, one library call, output out.
 
 mod acquire_lease;
+mod cert;
 mod doctor;
 mod evict_lease;
 mod hosts;
+mod identity;
 mod leases;
 mod release_lease;
 mod resize_lease;
@@ -33,6 +35,8 @@ pub(crate) enum Command {
     Leases(leases::Leases),
     EvictLease(evict_lease::EvictLease),
     ResizeLease(resize_lease::ResizeLease),
+    Cert(cert::Cert),
+    Identity(identity::Identity),
     Doctor(doctor::Doctor),
     Version(version::Version),
 }
@@ -57,6 +61,8 @@ impl Command {
             Self::Leases(command) => command.run(context).boxed(),
             Self::EvictLease(command) => command.run(context).boxed(),
             Self::ResizeLease(command) => command.run(context).boxed(),
+            Self::Cert(command) => command.run(context).boxed(),
+            Self::Identity(command) => command.run(context).boxed(),
             Self::Doctor(command) => command.run(context).boxed(),
             Self::Version(command) => command.run(&context.connector).boxed(),
         };

@@ -1,6 +1,9 @@
 //! What every command is given: the store, the time, and the requests to end.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::future::{Either, select};
 use servicekit::{
@@ -48,6 +51,16 @@ pub(crate) struct Global {
         env = "SERVICEKIT_STORE_TIMEOUT", hide_env_values = true, value_parser = args::positive
     )]
     store_timeout: Duration,
+    /// The key that opens certificates; beside the store where that is a file of this host
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Store",
+        env = "SERVICEKIT_IDENTITY",
+        hide_env_values = true
+    )]
+    identity: Option<PathBuf>,
 }
 
 /// What every command is given.
@@ -58,6 +71,7 @@ pub(crate) struct Context {
     address: Address,
     namespace: Namespace,
     store_timeout: Duration,
+    identity: Option<PathBuf>,
 }
 
 /// The pause after a store could not be reached.
@@ -65,16 +79,26 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 impl Context {
     pub(crate) fn new(connector: Connector, global: Global) -> Result<Self, Failure> {
-        let Global { backend, namespace, store_timeout } = global;
+        let Global { backend, namespace, store_timeout, identity } = global;
         let address = backend
             .parse::<Address>()
             .map_err(|error| Failure::Usage(format!("--backend (SERVICEKIT_BACKEND): {error}")))?;
-        Ok(Self { env: Env::system(), connector, address, namespace, store_timeout })
+        let env = Env::system();
+        Ok(Self { env, connector, address, namespace, store_timeout, identity })
     }
 
     /// The address of the store; its `Display` has no password.
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The identity file that the caller named, if any.
+    pub(crate) fn identity(&self) -> Option<&Path> {
+        self.identity.as_deref()
     }
 
     /// Connects to the store.

@@ -15,6 +15,8 @@ impl Exit {
     pub(crate) const USAGE: Self = Self(2);
     /// The store could not be reached, or refused.
     pub(crate) const STORE: Self = Self(3);
+    /// A secret is missing, cannot be read, or opens nothing.
+    pub(crate) const SECRET: Self = Self(4);
     /// Another process has taken over this service id.
     pub(crate) const SUPERSEDED: Self = Self(5);
     /// With a child: the lease was lost, and the child stopped.

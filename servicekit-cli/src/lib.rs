@@ -48,6 +48,7 @@ Exit status:
   1  the answer is no: timed out, not granted, none found
   2  wrong usage
   3  the store could not be reached, or refused
+  4  a secret is missing, cannot be read, or opens nothing
   5  superseded: another process has taken over this service id
   128 + N  ended by signal N"
 )]

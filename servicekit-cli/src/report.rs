@@ -19,6 +19,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// The store could not be reached, or refused.
     Store(Error),
+    /// A secret is missing, cannot be read, or opens nothing.
+    Secret(String),
     /// Another process has taken over this service id.
     Superseded(String),
     /// A signal came before there was an answer.
@@ -43,6 +45,7 @@ impl Failure {
             // No answer, and not to be taken for one.
             Self::Stdout(_) => Exit::FAILED,
             Self::Store(_) => Exit::STORE,
+            Self::Secret(_) => Exit::SECRET,
             Self::Superseded(_) => Exit::SUPERSEDED,
         }
     }
@@ -50,9 +53,11 @@ impl Failure {
     /// What to tell people, if anything. `store` is the address that the command was given, without password.
     pub(crate) fn message(&self, store: &str) -> Option<String> {
         match self {
-            Self::No(why) | Self::Usage(why) | Self::Superseded(why) | Self::Host(why) => {
-                Some(why.clone())
-            }
+            Self::No(why)
+            | Self::Usage(why)
+            | Self::Secret(why)
+            | Self::Superseded(why)
+            | Self::Host(why) => Some(why.clone()),
             Self::Store(error) => {
                 Some(format!("store {store}: {}; {}", chain(error), remedy(error)))
             }
@@ -68,6 +73,7 @@ impl From<Error> for Failure {
         match error.kind() {
             Kind::Invalid => Self::Usage(chain(&error)),
             Kind::NotFound => Self::No(chain(&error)),
+            Kind::Secret => Self::Secret(chain(&error)),
             Kind::Superseded => Self::Superseded(chain(&error)),
             _ => Self::Store(error),
         }

@@ -19,6 +19,8 @@ pub enum Kind {
     Lost,
     /// What was named is not there.
     NotFound,
+    /// A secret is missing, cannot be read, or opens nothing.
+    Secret,
     /// A newer incarnation owns this.
     Superseded,
     /// The store asks to slow down.

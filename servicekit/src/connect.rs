@@ -1,6 +1,6 @@
 //! From the address of a store to a [`Backend`]. The only file that knows which backends are compiled in.
 
-use std::{collections::BTreeMap, fmt, future::Future, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, future::Future, path::PathBuf, str::FromStr, sync::Arc};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use servicekit_core::{
@@ -57,6 +57,18 @@ pub struct Options {
 pub struct Address {
     scheme: String,
     rest: String,
+}
+
+/// Who can reach a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "who asks has to decide for each")]
+pub enum Reach {
+    /// This process alone; the store ends with it.
+    Process,
+    /// The processes of this host; the store is this file.
+    Host(PathBuf),
+    /// Other hosts too, as far as is known.
+    Shared,
 }
 
 /// Schemes that belong to backends which a build may lack, and the features that bring them.
@@ -158,24 +170,40 @@ async fn memory(address: Address, options: Options) -> Result<Backend> {
 
 #[cfg(feature = "local")]
 async fn local(address: Address, options: Options) -> Result<Backend> {
-    use std::path::PathBuf;
-
-    let path = address.rest.strip_prefix("//").unwrap_or(&address.rest);
-    let path = match path {
-        "" if address.rest.is_empty() => servicekit_local::default_path()?,
-        path if path.starts_with('/') && !path.contains('?') => PathBuf::from(path),
-        _ => {
-            let message =
-                format!("{address}: expected `local:` and an absolute path, without parameters");
-            return Err(invalid(message));
-        }
-    };
+    let path = local_path(&address)?;
     let Options { namespace, env, limits } = options;
     let local = servicekit_local::Local::open(&path, env.clone()).await?;
     Ok(servicekit_local::backend(local, namespace, env, limits))
 }
 
+#[cfg(feature = "local")]
+fn local_path(address: &Address) -> Result<PathBuf> {
+    match address.rest.strip_prefix("//").unwrap_or(&address.rest) {
+        "" if address.rest.is_empty() => servicekit_local::default_path(),
+        path if path.starts_with('/') && !path.contains('?') => Ok(path.into()),
+        _ => {
+            let message =
+                format!("{address}: expected `local:` and an absolute path, without parameters");
+            Err(invalid(message))
+        }
+    }
+}
+
 impl Address {
+    /// Who can reach the store at this address, when it is one that servicekit brings.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` when its backend does not understand it.
+    pub fn reach(&self) -> Result<Reach> {
+        match self.scheme() {
+            "memory" => Ok(Reach::Process),
+            #[cfg(feature = "local")]
+            "local" => local_path(self).map(Reach::Host),
+            _ => Ok(Reach::Shared),
+        }
+    }
+
     /// The scheme, without its colon.
     #[must_use]
     pub fn scheme(&self) -> &str {

@@ -12,12 +12,15 @@
 //! - [`Registry`], [`LeaseProvider`] and [`CertStore`] are what a backend consists of.
 //! - [`lease::Guard`] keeps a lease, [`discovery::View`] keeps a list of who is up.
 //! - [`agent`] probes services and keeps them registered.
+//! - [`pki`] issues certificates, and [`identity()`] finds the key that seals them.
 //!
 //! Each backend is a feature of this crate; `local`, the embedded one, is on by default.
 
 pub mod connect;
+mod identity;
 
 pub use connect::{Connector, connect};
+pub use identity::{identity, identity_file};
 pub use servicekit_agent as agent;
 pub use servicekit_core::{
     Backend, Capabilities, CertStore, Clock, Doctor, Env, Error, Finding, Instance, Instant,
@@ -25,3 +28,4 @@ pub use servicekit_core::{
     ServiceId, Severity, State, Timestamp, cert, clock, discovery, health, instance, lease,
     registry, store,
 };
+pub use servicekit_pki as pki;
