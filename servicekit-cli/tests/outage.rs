@@ -49,6 +49,10 @@ fn main() -> ExitCode {
             "a_command_stops_when_its_lease_cannot_be_kept",
             a_command_stops_when_its_lease_cannot_be_kept,
         ),
+        (
+            "a_command_whose_lease_is_in_danger_is_told_so",
+            a_command_whose_lease_is_in_danger_is_told_so,
+        ),
     ];
     let trials = trials.map(|(name, test)| {
         Trial::test(name, move || {
@@ -231,18 +235,38 @@ fn signals_end_everything_in_an_outage() {
 
 fn a_command_stops_when_its_lease_cannot_be_kept() {
     let store = gated();
-    let options = "acquire-lease --label web --ttl 1500ms --kill-after 300ms -- sh -c";
+    let options = "acquire-lease --label web --ttl 4500ms --kill-after 1s -- sh -c";
     let script = "echo ready; exec sleep 1000";
     let working = store.spawn_args(options.split(' ').chain([script]));
     working.last_line_is("ready");
     close(&store);
     let done = working.wait();
     assert_eq!(done.code, 123, "{}", done.stderr);
+    said_once(&done.stderr, "the command will be stopped in ");
+    assert!(!done.stderr.contains("is back"), "{}", done.stderr);
     open(&store);
     assert_eq!(
         store.run("acquire-lease --label web --service-id next --acquire-timeout 30s").code,
         0
     );
+}
+
+fn a_command_whose_lease_is_in_danger_is_told_so() {
+    let store = gated();
+    let options = "acquire-lease --label web --ttl 20s --kill-after 1s -- sh -c";
+    let script = "echo ready; exec sleep 1000";
+    let mut working = store.spawn_args(options.split(' ').chain([script]));
+    working.last_line_is("ready");
+    close(&store);
+    working.says("the store is away");
+    assert!(working.is_running());
+    open(&store);
+    working.says("the store is back, and web renewed");
+    let done = working.end(Signal::TERM, SOON);
+    assert_eq!(done.code, 143, "{}", done.stderr);
+    said_once(&done.stderr, "the store is away");
+    said_once(&done.stderr, "the command will be stopped in ");
+    said_once(&done.stderr, "the store is back");
 }
 
 fn watch(store: &Store, web: &Web) -> Running {

@@ -239,6 +239,7 @@ pub struct Guard {
     ticket: Ticket,
     granted: Granted,
     state: watch::Receiver<Held>,
+    trouble: watch::Receiver<Option<Arc<Error>>>,
     renewing: JoinHandle<()>,
 }
 
@@ -279,9 +280,11 @@ impl Guard {
         env: Env,
     ) -> Self {
         let from = granted.counted_from;
-        let (tell, state) = watch::channel(Held::Until(from + ttl - margin(ttl)));
+        let (held, state) = watch::channel(Held::Until(from + ttl - margin(ttl)));
+        let (complaints, trouble) = watch::channel(None);
+        let tell = Tell { held, complaints };
         let renewal = renew(provider.clone(), ticket.clone(), from, ttl, env, tell);
-        Self { provider, ticket, granted, state, renewing: tokio::spawn(renewal) }
+        Self { provider, ticket, granted, state, trouble, renewing: tokio::spawn(renewal) }
     }
 
     /// The fencing token: give it to whatever the lease protects.
@@ -309,6 +312,13 @@ impl Guard {
     #[must_use]
     pub fn follow(&self) -> watch::Receiver<Held> {
         self.state.clone()
+    }
+
+    /// Follows why the grant is not being renewed: the last failure, or that no answer has come for a tenth of the ttl;
+    /// `None` while all is well. The grant stands nevertheless, until its deadline.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<Arc<Error>>> {
+        self.trouble.clone()
     }
 
     /// Waits until the grant is lost. By then its work must have stopped; see [`Guard::deadline`] for when to begin.
@@ -356,6 +366,12 @@ impl fmt::Debug for Guard {
     }
 }
 
+/// What others learn from the renewals.
+struct Tell {
+    held: watch::Sender<Held>,
+    complaints: watch::Sender<Option<Arc<Error>>>,
+}
+
 /// Renews until the grant is lost. A renewal counts from the moment before it was sent, and races the deadline.
 async fn renew(
     provider: Arc<dyn LeaseProvider>,
@@ -363,7 +379,7 @@ async fn renew(
     mut from: Instant,
     ttl: Duration,
     env: Env,
-    tell: watch::Sender<Held>,
+    tell: Tell,
 ) {
     let clock = &*env.clock;
     let mut next = from + ttl / 3;
@@ -375,12 +391,21 @@ async fn renew(
         if sent >= deadline {
             break Loss::Unrenewed;
         }
-        match until(&env, Some(deadline), provider.renew(&ticket)).await {
+        let mut renewal = provider.renew(&ticket);
+        let mut answer = until(&env, Some(deadline.min(sent + ttl / 10)), &mut renewal).await;
+        if answer.is_none() {
+            // It may still be answered in time; people should hear of it before it is too late.
+            let message = format!("no answer to a renewal within {:?}", ttl / 10);
+            tell.complain(Error::new(Kind::Timeout, message).at(ticket.lease()));
+            answer = until(&env, Some(deadline), renewal).await;
+        }
+        match answer {
             None => break Loss::Unrenewed,
             Some(Ok(())) => {
                 from = sent;
                 next = sent + ttl / 3;
-                tell.send_replace(Held::Until(from + ttl - margin(ttl)));
+                tell.held.send_replace(Held::Until(from + ttl - margin(ttl)));
+                tell.complaints.send_if_modified(|complaint| complaint.take().is_some());
             }
             Some(Err(error)) if error.kind() == Kind::Lost => {
                 tracing::debug!(%error, "the grant has ended");
@@ -388,9 +413,16 @@ async fn renew(
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "a renewal failed");
+                tell.complain(error);
                 next = clock.now() + env.random.jitter(ttl / 30, 0.5);
             }
         }
     };
-    tell.send_replace(Held::Lost(loss));
+    tell.held.send_replace(Held::Lost(loss));
+}
+
+impl Tell {
+    fn complain(&self, error: Error) {
+        self.complaints.send_replace(Some(Arc::new(error)));
+    }
 }

@@ -1,14 +1,16 @@
 //! A command that runs for as long as its lease can be kept.
 
-use std::{ffi::OsString, io};
+use std::{ffi::OsString, io, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::FusedFuture as _};
 use servicekit::{
-    Backend, Instant,
+    Backend, Error, Instant,
     lease::{Granted, Guard, Held, Loss, Ticket},
 };
+use tokio::sync::watch::Receiver;
 
 use super::{AcquireLease, Healthy, obtain::within_reason};
+
 use crate::{
     child::{self, Ending, LeaseFile, StartError, Supervisor},
     context::Context,
@@ -38,7 +40,9 @@ pub(super) async fn run(
         }
     };
     let label = args.label.to_string();
-    let mut work = Work { label, supervisor, lease: Some((guard, file)), context };
+    let kill_after = args.kill_after;
+    let mut work =
+        Work { label, supervisor, lease: Some((guard, file)), kill_after, is_away: false, context };
     let ending = work.run(health(healthy, lease_ends, context), signals).await;
     work.give_back().await;
     Ok(match ending {
@@ -114,6 +118,9 @@ struct Work<'a> {
     supervisor: Supervisor,
     /// `None` once it was given back.
     lease: Option<(Guard, LeaseFile)>,
+    kill_after: Duration,
+    /// Whether it was said that the lease is not being renewed.
+    is_away: bool,
     context: &'a Context,
 }
 
@@ -121,6 +128,8 @@ struct Work<'a> {
 enum Event {
     Ended(Ending),
     Held(Held),
+    /// Why the lease is not being renewed, or that it is again.
+    Trouble(Option<Arc<Error>>),
     Told(i32),
     Healthy,
     /// Not healthy in time; what the last probe said.
@@ -131,11 +140,13 @@ impl Work<'_> {
     async fn run(&mut self, health: impl Future<Output = Event>, signals: &mut Signals) -> Ending {
         let mut health = std::pin::pin!(health.fuse());
         let mut held = self.lease.as_ref().map(|(guard, _)| guard.follow());
+        let mut trouble = self.lease.as_ref().map(|(guard, _)| guard.trouble());
         let mut is_stopping = false;
         loop {
             let event = tokio::select! {
                 ending = self.supervisor.ended() => Event::Ended(ending),
-                now = change(&mut held) => Event::Held(now),
+                now = next(&mut held) => Event::Held(now.unwrap_or(Held::Lost(Loss::Ended))),
+                Some(why) = next(&mut trouble), if held.is_some() => Event::Trouble(why),
                 signal = signals.next() => Event::Told(signal.number()),
                 event = &mut health, if held.is_some() && !health.is_terminated() => event,
             };
@@ -148,6 +159,7 @@ impl Work<'_> {
                     return ending;
                 }
                 Event::Held(Held::Until(deadline)) => self.renewed(deadline),
+                Event::Trouble(why) => self.trouble(why.as_deref()),
                 Event::Held(Held::Lost(loss)) => {
                     (held, is_stopping) = (None, true);
                     self.lost(loss);
@@ -185,6 +197,28 @@ impl Work<'_> {
         }
     }
 
+    /// Says once that the command is about to be stopped, and once that it is not.
+    fn trouble(&mut self, why: Option<&Error>) {
+        let deadline = self.lease.as_ref().and_then(|(guard, _)| guard.deadline());
+        match (why, deadline) {
+            (Some(why), Some(deadline)) if !self.is_away => {
+                let left = deadline.since(self.context.env.clock.now() + self.kill_after);
+                say(format_args!(
+                    "the store is away, trying on: {}; the command will be stopped in {} s unless {} is renewed",
+                    chain(why),
+                    left.as_secs(),
+                    self.label
+                ));
+                self.is_away = true;
+            }
+            (None, _) if self.is_away => {
+                say(format_args!("the store is back, and {} renewed", self.label));
+                self.is_away = false;
+            }
+            _ => {}
+        }
+    }
+
     fn lost(&mut self, loss: Loss) {
         let why = match loss {
             Loss::Unrenewed => "it could not be renewed in time; stopping the command",
@@ -205,12 +239,12 @@ impl Work<'_> {
     }
 }
 
-/// The next change of the deadline, or the loss.
-async fn change(held: &mut Option<tokio::sync::watch::Receiver<Held>>) -> Held {
-    match held {
-        Some(held) => match held.changed().await {
-            Ok(()) => *held.borrow_and_update(),
-            Err(_) => Held::Lost(Loss::Ended),
+/// The next value; `None` when nobody sends any more. Never when nothing is followed.
+async fn next<T: Clone + Send + Sync>(followed: &mut Option<Receiver<T>>) -> Option<T> {
+    match followed {
+        Some(followed) => match followed.changed().await {
+            Ok(()) => Some(followed.borrow_and_update().clone()),
+            Err(_) => None,
         },
         None => std::future::pending().await,
     }

@@ -59,6 +59,9 @@ async fn a_guard_is_lost_by_its_deadline_when_the_store_is_away(world: World) {
     let losing = async {
         world.pass(ttl).await;
         world.faulty.away();
+        let mut trouble = guard.trouble();
+        let told = world.soon("the trouble", trouble.wait_for(Option::is_some)).await.is_ok();
+        assert!(told, "it was lost without a warning");
         let deadline = guard.deadline().expect("it is kept until now");
         let loss = world.soon("the loss", guard.lost()).await;
         let lost = world.now();
@@ -146,6 +149,8 @@ async fn an_outage_shorter_than_the_ttl_loses_no_guard(world: World) {
         world.faulty.back();
         world.pass(ttl / 3).await;
         assert!(guard.deadline().is_some_and(|deadline| deadline > world.now()), "it was lost");
+        let mut trouble = guard.trouble();
+        world.soon("the end of it", trouble.wait_for(Option::is_none)).await.expect("it is kept");
     }
     guard.release().await.expect("release");
 }
