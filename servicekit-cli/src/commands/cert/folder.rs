@@ -64,11 +64,13 @@ impl Folder {
         self.refuse_older(certificate)?;
         let Certificate { key, cert, chain, ca, .. } = certificate;
         let files = [key.expose(), cert, chain, ca];
-        if self.has(files) {
-            return Ok(());
+        if !self.has(files) {
+            let known = Known { facts: certificate.facts.clone(), revision: certificate.revision };
+            let replaced = self.replace(files, &known);
+            replaced.map_err(|error| cannot("written", &self.path, &error))?;
         }
-        let known = Known { facts: certificate.facts.clone(), revision: certificate.revision };
-        self.replace(files, &known).map_err(|error| cannot("written", &self.path, &error))
+        self.remove_old_sets();
+        Ok(())
     }
 
     fn has(&self, files: [&str; 4]) -> bool {
@@ -101,10 +103,9 @@ impl Folder {
         let _ = fs::remove_file(&next);
         symlink(set.path().file_name().unwrap_or_default(), &next)?;
         fs::rename(next, self.path.join(CURRENT))?;
-        let current = set.keep();
-        self.lock.sync_all()?;
-        self.remove_all_but(&current);
-        Ok(())
+        // In force, and no longer to be removed.
+        let _ = set.keep();
+        self.lock.sync_all()
     }
 
     /// A folder for a set, which goes unless it is kept.
@@ -113,10 +114,11 @@ impl Folder {
     }
 
     /// Removes what earlier sets, and processes that were killed, have left. What cannot be removed is tried again next time.
-    fn remove_all_but(&self, current: &Path) {
+    fn remove_old_sets(&self) {
+        let Ok(current) = fs::read_link(self.path.join(CURRENT)) else { return };
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let is_set = entry.file_name().to_str().is_some_and(|name| name.starts_with(SET));
-            if is_set && entry.path() != current {
+            if is_set && entry.file_name() != current.as_os_str() {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
