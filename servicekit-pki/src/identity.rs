@@ -164,3 +164,43 @@ impl fmt::Debug for Identity {
         write!(f, "Identity({})", self.recipient())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_the_recipient_alone() {
+        let identity = Identity::generate().unwrap();
+        assert_eq!(format!("{identity:?}"), format!("Identity({})", identity.recipient()));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_not_shown() {
+        let secret = age::x25519::Identity::generate().to_string();
+        let text = secret.expose_secret();
+        assert!(Identity::parse(&format!("\n# a comment\r\n  {text}\r\n\n")).is_ok());
+        for wrong in [format!("{text}Q"), format!("{text}\n{text}"), text[..40].to_owned()] {
+            let error = Identity::parse(&wrong).unwrap_err();
+            assert_eq!(error.kind(), Kind::Secret);
+            assert!(!format!("{error:?}").contains(&text[18..30]), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn of_many_who_make_it_one_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("identity");
+        let make = || Identity::create(&path, Timestamp::from_millis(0));
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let made: Vec<_> = results.iter().flatten().collect();
+        assert_eq!(made.len(), 1);
+        assert_eq!(Identity::load(&path).unwrap().recipient(), made[0].recipient());
+        let mut refused = results.iter().filter_map(|result| result.as_ref().err());
+        assert!(refused.all(|error| error.kind() == Kind::Conflict));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+}

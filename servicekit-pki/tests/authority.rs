@@ -13,7 +13,10 @@ use servicekit_pki::{
     issue::{CA_LIFETIME, LIFETIME, MOST_NAMES},
     seal,
 };
-use servicekit_testkit::sim::{self, Sim};
+use servicekit_testkit::{
+    fault::{Counting, Counts},
+    sim::{self, Sim},
+};
 use support::{World, name, named, request};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -214,6 +217,19 @@ fn a_record_that_was_removed_is_named() {
 }
 
 #[test]
+fn who_removes_the_ca_and_its_mark_begins_anew() {
+    sim::run(1, async |Sim { env, .. }| {
+        let world = World::new(env);
+        let first = world.certificate(&named("web", "web-1", &["b"])).await.unwrap();
+        world.remove("ca").await;
+        world.remove("mark:ca").await;
+        let next = world.certificate(&request("web", "web-1")).await.unwrap();
+        assert_ne!(next.ca, first.ca);
+        assert_eq!((next.revision, next.facts.names), (2, first.facts.names));
+    });
+}
+
+#[test]
 fn a_mark_that_was_put_back_or_removed_is_named() {
     sim::run(1, async |Sim { env, .. }| {
         let world = World::new(env);
@@ -339,4 +355,25 @@ async fn documents(world: &World) -> (String, String) {
 
 fn sealed(world: &World, document: &str) -> Vec<u8> {
     seal::seal(&world.identity, document.as_bytes()).unwrap().into_bytes()
+}
+
+/// The budget in `docs/certificates.md`.
+#[test]
+fn asking_costs_what_the_docs_say() {
+    sim::run(1, async |Sim { env, .. }| {
+        let mut world = World::new(env);
+        let counting = Counting::new(world.store.clone());
+        world.store = std::sync::Arc::new(counting.clone());
+        for (asked, get, put) in [
+            (request("web", "web-1"), 4, 4),
+            (request("web", "web-1"), 4, 0),
+            (request("web", "web-2"), 4, 2),
+            (named("web", "web-1", &["b"]), 4, 2),
+        ] {
+            let before = counting.counts();
+            world.certificate(&asked).await.unwrap();
+            let expected = Counts { get, put, ..Counts::default() };
+            assert_eq!(counting.counts() - before, expected, "{asked:?}");
+        }
+    });
 }
