@@ -124,6 +124,10 @@ pub(crate) fn host_problem(host: &str) -> Option<String> {
     if host.is_empty() || host.len() > 253 {
         return Some("a host has 1 to 253 characters".into());
     }
+    // A program that is given the host as an argument would take it for an option.
+    if host.starts_with('-') {
+        return Some("a host does not begin with '-'".into());
+    }
     let wrong = |c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c);
     let at = host.chars().position(wrong)?;
     let what = host.chars().nth(at)?;
@@ -197,7 +201,9 @@ mod tests {
         assert_eq!(parts("::1"), Ok(("::1".into(), None)));
         assert_eq!(parts("[fe80::2]:80"), Ok(("fe80::2".into(), Some(80))));
         assert_eq!(parts("[fe80::2]"), Ok(("fe80::2".into(), None)));
-        for wrong in ["", ":80", "a:0", "a:70000", "a b", "a,b:1", "[a]:1", "a:", "http://a"] {
+        for wrong in
+            ["", ":80", "a:0", "a:70000", "a b", "a,b:1", "[a]:1", "a:", "http://a", "-a:1"]
+        {
             assert!(host_port(wrong).is_err(), "{wrong}");
         }
         assert_eq!(host_port("we b").unwrap_err(), "' ' at character 3 of the host");

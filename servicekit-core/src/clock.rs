@@ -14,7 +14,11 @@ use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
 };
 use serde::{Deserialize, Serialize};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{
+    OffsetDateTime,
+    format_description::{BorrowedFormatItem, well_known::Rfc3339},
+    macros::format_description,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Random;
@@ -161,16 +165,20 @@ impl Add<Duration> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC, with milliseconds where there are any.
+/// RFC 3339 in UTC, always with milliseconds, so that later is also greater as text.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
             .ok()
-            .and_then(|moment| moment.format(&Rfc3339).ok());
+            .and_then(|moment| moment.format(MILLIS).ok());
         // Beyond the year 9999 there is no such notation; a wrong clock must not end in a panic.
         f.pad(&text.unwrap_or_else(|| format!("@{}ms", self.0)))
     }
 }
+
+/// RFC 3339 allows any number of digits after the second; this is three.
+const MILLIS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// The last millisecond that RFC 3339 can write.
 const LAST: Timestamp = Timestamp(253_402_300_799_999);
@@ -258,6 +266,11 @@ mod tests {
         let json = serde_json::to_string(&moment).unwrap();
         assert_eq!(json, "\"2025-11-21T00:00:00.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), moment);
+        let whole = Timestamp::from_millis(1_763_683_200_000);
+        assert_eq!(whole.to_string(), "2025-11-21T00:00:00.000Z");
+        assert!(moment.to_string() > whole.to_string());
+        let written_before = "\"2025-11-21T00:00:00Z\"";
+        assert_eq!(serde_json::from_str::<Timestamp>(written_before).unwrap(), whole);
         let beyond = Timestamp::from_millis(u64::MAX);
         assert_eq!(beyond.to_string(), format!("@{}ms", u64::MAX));
         let json = serde_json::to_string(&beyond).unwrap();

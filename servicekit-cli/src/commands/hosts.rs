@@ -1,17 +1,19 @@
 //! `servicekit hosts`: who is up, and where.
 
 mod follow;
+mod hook;
+mod printer;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use servicekit::{Instance, Label, ServiceId, State};
+use servicekit::{Label, State};
 
-use self::follow::Following;
+use self::{follow::Following, hook::Hook, printer::Printer};
 use crate::{
     args,
     context::{Context, unless_told},
     exit::Exit,
-    format::{self, Format},
+    format::Format,
     output::{self, Output},
     progress::Progress,
     report::{Failure, say},
@@ -20,7 +22,8 @@ use crate::{
 
 /// Print the instances of a service that are up
 ///
-/// Ends with 1 when there are none, and prints nothing then (as JSON: an empty array).
+/// Ends with 1 when there are none. It prints nothing then, or what stands for none in the format: an empty array, a backend
+/// without servers, variables that are empty.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   servicekit hosts --label web
@@ -28,7 +31,13 @@ use crate::{
   servicekit hosts --label web --all
   servicekit hosts --label web --wait 3 --timeout 2m
   servicekit hosts --label web --watch
-  servicekit hosts --label web -o json")]
+  servicekit hosts --label web -o json
+  servicekit hosts --label web --format haproxy
+  servicekit hosts --label web --exec 'cat > /tmp/web.hosts'
+
+The command of --exec finds the list on its standard input, one host:port a line, or in the --format that is named. It runs
+for the list that is there first, also when that is empty, and again whenever the list has changed, one run at a time. One
+that fails is tried again, after 1s to 60s, or with the next list. While the store is away the list stays as it was.")]
 pub(crate) struct Hosts {
     /// The service
     #[arg(long)]
@@ -60,6 +69,9 @@ pub(crate) struct Hosts {
     /// Print the list now and again on each change
     #[arg(long)]
     watch: bool,
+    /// Run this through sh, with the list on its standard input, now and again on each change
+    #[arg(long, value_name = "CMD", conflicts_with = "wait")]
+    exec: Option<String>,
 }
 
 impl Hosts {
@@ -69,8 +81,8 @@ impl Hosts {
         signals: &mut Signals,
     ) -> Result<Exit, Failure> {
         let printer = Printer::new(&self)?;
-        if self.watch {
-            return watch(&self.label, printer, context, signals).await;
+        if self.watch || self.exec.is_some() {
+            return watch(self, printer, context, signals).await;
         }
         let answer = unless_told(signals, async {
             match self.wait {
@@ -84,9 +96,9 @@ impl Hosts {
 
 async fn ask(label: &Label, mut printer: Printer, context: &Context) -> Result<Exit, Failure> {
     let snapshot = context.connect().await?.registry.list(label).await?;
-    let instances = printer.pick(snapshot.instances);
-    output::print(printer.render(&instances)?).await?;
-    Ok(if instances.is_empty() { Exit::NO } else { Exit::DONE })
+    let list = printer.pick(snapshot.instances, say);
+    output::print(printer.render(&list)?).await?;
+    Ok(if printer.finds_any(&list) { Exit::DONE } else { Exit::NO })
 }
 
 /// Waits until `number` are up. What is up by the time-out is still printed where the format says how many those are.
@@ -101,10 +113,10 @@ async fn wait(
     let registry = context.connect_by(Some(deadline)).await?.registry;
     let mut following = Following::new(registry.watch(label));
     let mut progress = Progress::default();
-    let mut last = Vec::new();
+    let (mut last, mut up) = (Vec::new(), 0);
     while let Some(instances) = context.until(deadline, following.next()).await {
-        let up = instances.iter().filter(|instance| instance.state == State::Up).count();
-        last = printer.pick(instances);
+        last = printer.pick(instances, |note| progress.say(note));
+        up = last.iter().filter(|instance| instance.state == State::Up).count();
         if up >= number as usize {
             drop(progress);
             output::print(printer.render(&last)?).await?;
@@ -119,119 +131,41 @@ async fn wait(
     if printer.is_structured() {
         output::print(printer.render(&last)?).await?;
     }
-    let up = last.iter().filter(|instance| instance.state == State::Up).count();
     Err(Failure::No(format!("{up} of {number} instances of {label} were up within {time:?}")))
 }
 
 async fn watch(
-    label: &Label,
+    hosts: Hosts,
     mut printer: Printer,
     context: &Context,
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
-    let mut printed: Option<String> = None;
+    let hook = hosts.exec.map(|command| Hook::new(command, context.env.clone()));
+    let mut is_known = false;
     let told = unless_told(signals, async {
         let registry = context.connect_by(None).await?.registry;
-        let mut following = Following::new(registry.watch(label));
+        let mut following = Following::new(registry.watch(&hosts.label));
+        let mut printed = None;
         loop {
-            let instances = printer.pick(following.next().await);
-            let text = printer.render_item(&instances)?;
-            if printed.as_ref() != Some(&text) {
+            let list = printer.pick(following.next().await, say);
+            is_known = true;
+            if let Some(hook) = &hook {
+                hook.take(printer.render_for_hook(&list)?);
+            }
+            let text = printer.render_item(&list)?;
+            if hosts.watch && printed.as_ref() != Some(&text) {
                 output::print(text.clone()).await?;
                 printed = Some(text);
             }
         }
-    });
-    match told.await {
+    })
+    .await;
+    if let Some(hook) = hook {
+        hook.stop().await;
+    }
+    match told {
         Ok(ended) => ended,
-        Err(_) if printed.is_some() => Ok(Exit::DONE),
+        Err(_) if is_known => Ok(Exit::DONE),
         Err(signal) => Err(Failure::Interrupted(signal)),
-    }
-}
-
-/// Picks what is asked for, and prints it as is asked for.
-#[derive(Debug)]
-struct Printer {
-    /// `None` is the table.
-    format: Option<Format>,
-    all: bool,
-    port: Port,
-    /// Whose host was reported to be none.
-    reported: BTreeSet<ServiceId>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Port {
-    Registered,
-    Fixed(u16),
-    None,
-}
-
-impl Printer {
-    fn new(hosts: &Hosts) -> Result<Self, Failure> {
-        let named = match hosts.output {
-            Some(Output::Json) => Some(Format::Json),
-            Some(Output::Text) | None => hosts.format,
-        };
-        let format = match named {
-            None if !hosts.all => Some(Format::Csv),
-            Some(Format::Csv | Format::Lines | Format::Prometheus) if hosts.all => {
-                let message = "--all shows states: it prints a table, or JSON with --format json";
-                return Err(Failure::Usage(message.into()));
-            }
-            named => named,
-        };
-        let port = match hosts.port {
-            _ if hosts.no_port => Port::None,
-            Some(port) => Port::Fixed(port),
-            None => Port::Registered,
-        };
-        Ok(Self { format, all: hosts.all, port, reported: BTreeSet::new() })
-    }
-
-    /// Those that are asked for, in natural order, with the ports that are asked for.
-    fn pick(&mut self, instances: Vec<Arc<Instance>>) -> Vec<Instance> {
-        let mut picked: Vec<_> = instances
-            .into_iter()
-            .filter(|instance| (self.all || instance.state == State::Up) && self.is_sane(instance))
-            .map(Arc::unwrap_or_clone)
-            .collect();
-        for instance in &mut picked {
-            instance.port = match self.port {
-                Port::Registered => instance.port,
-                Port::Fixed(port) => Some(port),
-                Port::None => None,
-            };
-        }
-        format::sort_naturally(&mut picked);
-        picked
-    }
-
-    /// A host with a comma or a space in it would change the list for whoever reads it.
-    fn is_sane(&mut self, instance: &Instance) -> bool {
-        let Some(problem) = args::host_problem(&instance.host) else { return true };
-        if self.reported.insert(instance.service_id.clone()) {
-            say(format_args!("skipped {}: {problem}", instance.service_id));
-        }
-        false
-    }
-
-    fn is_structured(&self) -> bool {
-        self.format.is_some_and(Format::is_structured)
-    }
-
-    fn render(&self, instances: &[Instance]) -> Result<String, Failure> {
-        match self.format {
-            Some(format) => format.render(instances),
-            None if instances.is_empty() => Ok(String::new()),
-            None => Ok(format::table(instances)),
-        }
-    }
-
-    /// As one of many: a line, or lines with an empty one after them.
-    fn render_item(&self, instances: &[Instance]) -> Result<String, Failure> {
-        let text = self.render(instances)?;
-        let lines = matches!(self.format, None | Some(Format::Lines));
-        Ok(if lines || text.is_empty() { text + "\n" } else { text })
     }
 }

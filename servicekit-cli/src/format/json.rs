@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(
             json,
             "[{\"label\":\"web\",\"service_id\":\"web-0\",\"host\":\"10.0.0.2\",\"port\":null,\"state\":\"up\",\
-             \"reason\":\"200 (rise 1)\",\"since\":\"2025-11-21T00:00:00Z\",\"weight\":100,\"zone\":null,\"info\":{}}]\n"
+             \"reason\":\"200 (rise 1)\",\"since\":\"2025-11-21T00:00:00.000Z\",\"weight\":100,\"zone\":null,\"info\":{}}]\n"
         );
     }
 }

@@ -2,6 +2,8 @@
 
 use servicekit::Instance;
 
+use super::distinct;
+
 pub(super) fn render(instances: &[Instance]) -> String {
-    instances.iter().map(|instance| instance.address() + "\n").collect()
+    distinct(instances).map(|(_, address)| address + "\n").collect()
 }

@@ -1,0 +1,197 @@
+//! A command that is run on each change of the list.
+
+use std::{
+    future::pending,
+    io,
+    pin::pin,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use servicekit::Env;
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::report::say;
+
+/// Runs a command with the latest list on its standard input, one run at a time, until a run has succeeded with it.
+#[derive(Debug)]
+pub(super) struct Hook {
+    lists: watch::Sender<Option<String>>,
+    work: JoinHandle<()>,
+}
+
+/// Changes that come within this time are one.
+const FOLD: Duration = Duration::from_millis(200);
+
+/// Pauses before a command that failed runs again: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long a command that is asked to end may take.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+impl Hook {
+    pub(super) fn new(command: String, env: Env) -> Self {
+        let lists = watch::Sender::new(None);
+        let worker = Worker { command, env, lists: lists.subscribe(), settled: None, retry: None };
+        Self { lists, work: tokio::spawn(worker.run()) }
+    }
+
+    /// Takes the list as it is now.
+    pub(super) fn take(&self, list: String) {
+        self.lists.send_if_modified(|last| {
+            let is_new = last.as_ref() != Some(&list);
+            *last = Some(list);
+            is_new
+        });
+    }
+
+    /// Ends the command if it runs, with all of its process group, and returns when that is done.
+    pub(super) async fn stop(self) {
+        drop(self.lists);
+        // It fails only when the worker does, and then there is nothing left to end.
+        let _ = self.work.await;
+    }
+}
+
+struct Worker {
+    command: String,
+    env: Env,
+    lists: watch::Receiver<Option<String>>,
+    /// The list with which the command has succeeded last, unless it has been begun with another one since.
+    settled: Option<String>,
+    /// How long to wait before the command runs again, where it has failed.
+    retry: Option<Duration>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        while self.is_due().await {
+            let list = self.lists.borrow_and_update().clone();
+            let Some(list) = list.filter(|list| self.settled.as_ref() != Some(list)) else {
+                self.retry = None;
+                continue;
+            };
+            self.settled = None;
+            match self.run_once(&list).await {
+                None => return,
+                Some(Ok(status)) if status.success() => {
+                    self.settled = Some(list);
+                    self.retry = None;
+                }
+                Some(ended) => self.failed(ended),
+            }
+        }
+    }
+
+    /// Waits for a change or for the next try; false when there will be none.
+    async fn is_due(&mut self) -> bool {
+        let clock = &self.env.clock;
+        let pause = self.retry.map(|pause| self.env.random.jitter(pause, 0.1));
+        tokio::select! {
+            changed = self.lists.changed() => {
+                self.retry = None;
+                if changed.is_err() {
+                    return false;
+                }
+                let fold = pin!(clock.sleep(FOLD));
+                matches!(select(fold, pin!(ended(self.lists.clone()))).await, Either::Left(_))
+            }
+            () = async { match pause {
+                Some(pause) => clock.sleep(pause).await,
+                None => pending().await,
+            } } => true,
+        }
+    }
+
+    /// Runs the command to its end; `None` when it was asked to end before.
+    async fn run_once(&self, list: &str) -> Option<io::Result<ExitStatus>> {
+        let mut run = match Run::start(&self.command) {
+            Ok(run) => run,
+            Err(error) => return Some(Err(error)),
+        };
+        let status = {
+            let status = pin!(run.status(list));
+            match select(status, pin!(ended(self.lists.clone()))).await {
+                Either::Left((status, _)) => Some(status),
+                Either::Right(_) => None,
+            }
+        };
+        if status.is_none() {
+            run.stop(&self.env).await;
+        }
+        status
+    }
+
+    fn failed(&mut self, ended: io::Result<ExitStatus>) {
+        let (first, longest) = RETRY;
+        let pause = self.retry.map_or(first, |last| (last * 2).min(longest));
+        self.retry = Some(pause);
+        let how = match ended {
+            Ok(status) => format!("ended with {status}"),
+            Err(error) => format!("cannot be run: {error}"),
+        };
+        say(format_args!("the command of --exec {how}; again in {pause:?}, or on the next change"));
+    }
+}
+
+/// Returns when nobody will send another list.
+async fn ended(mut lists: watch::Receiver<Option<String>>) {
+    while lists.changed().await.is_ok() {}
+}
+
+/// A command at work, in a process group of its own.
+struct Run {
+    child: Child,
+    group: Option<Pid>,
+}
+
+impl Run {
+    fn start(command: &str) -> io::Result<Self> {
+        let child = Command::new("sh")
+            .args(["-c", command])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok(Self { child, group })
+    }
+
+    /// Waits for its end. It need not read the list, and what it leaves in the background is its own.
+    async fn status(&mut self, list: &str) -> io::Result<ExitStatus> {
+        let stdin = self.child.stdin.take();
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // It has closed its end, then.
+                let _ = stdin.write_all(list.as_bytes()).await;
+            }
+            pending().await
+        };
+        match select(pin!(self.child.wait()), pin!(feed)).await {
+            Either::Left((status, _)) | Either::Right((status, _)) => status,
+        }
+    }
+
+    /// Asks the whole group to end, and kills what is left of it after a while.
+    async fn stop(&mut self, env: &Env) {
+        let Some(group) = self.group else { return };
+        let _ = kill_process_group(group, Signal::TERM);
+        let deadline = env.clock.now() + END_WITHIN;
+        while env.clock.now() < deadline {
+            let _ = self.child.try_wait();
+            if test_kill_process_group(group).is_err() {
+                return;
+            }
+            env.clock.sleep(Duration::from_millis(10)).await;
+        }
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.wait().await;
+    }
+}
