@@ -87,12 +87,12 @@ impl Format {
 }
 
 /// The first instance at each address, since several may share one once their ports are dropped or replaced.
-fn distinct(instances: &[Instance]) -> impl Iterator<Item = (&Instance, String)> {
+fn distinct<'a>(
+    instances: impl IntoIterator<Item = &'a Instance>,
+) -> impl Iterator<Item = (&'a Instance, String)> {
     let mut seen = HashSet::new();
-    instances
-        .iter()
-        .map(|instance| (instance, instance.address()))
-        .filter(move |(_, address)| seen.insert(address.clone()))
+    let addressed = instances.into_iter().map(|instance| (instance, instance.address()));
+    addressed.filter(move |(_, address)| seen.insert(address.clone()))
 }
 
 /// All about these instances, for people.

@@ -4,17 +4,8 @@ mod harness;
 
 use std::{process::Stdio, time::Duration};
 
-use harness::{Signal, Store, Web, eventually, hostname};
+use harness::{Signal, Store, Web, eventually, hostname, instance};
 use serde_json::Value;
-
-/// A watcher of an instance that is said to be at `address`.
-fn watch_at(store: &Store, id: &str, web: &Web, address: &str) -> harness::Running {
-    let url = web.url();
-    let fast = "--interval 100ms --timeout 1s --detect-within 3s --service-info version=7";
-    store.spawn(&format!(
-        "watch --label web --service-id {id} --monitor-url {url} --address {address} {fast}"
-    ))
-}
 
 #[test]
 fn none_up_ends_with_1_and_a_valid_empty_document() {
@@ -26,6 +17,13 @@ fn none_up_ends_with_1_and_a_valid_empty_document() {
         ("--format json", "[]\n"),
         ("-o json", "[]\n"),
         ("--format prometheus", "[]\n"),
+        (
+            "--format env",
+            "SERVICEKIT_WEB_HOSTS=''\nSERVICEKIT_WEB_COUNT='0'\nSERVICEKIT_WEB_HOST=''\nSERVICEKIT_WEB_PORT=''\n",
+        ),
+        ("--format hosts", ""),
+        ("--format haproxy", "backend web\n"),
+        ("--format nginx", "upstream web {\n    server 127.0.0.1:1 down;\n}\n"),
         ("--all", ""),
         ("--all -o json", "[]\n"),
     ] {
@@ -43,11 +41,11 @@ fn those_that_are_up_are_listed_in_natural_order() {
     let store = Store::new();
     let (well, ill) = (Web::new(200), Web::new(500));
     let mut watchers = [
-        watch_at(&store, "ten", &well, "10.0.0.10:80"),
-        watch_at(&store, "two", &well, "10.0.0.2:80"),
-        watch_at(&store, "six", &well, "[fe80::6]:80"),
-        watch_at(&store, "none", &well, "10.0.0.3"),
-        watch_at(&store, "ill", &ill, "10.0.0.1:80"),
+        store.watch_at("ten", &well, "10.0.0.10:80"),
+        store.watch_at("two", &well, "10.0.0.2:80"),
+        store.watch_at("six", &well, "[fe80::6]:80"),
+        store.watch_at("none", &well, "10.0.0.3"),
+        store.watch_at("ill", &ill, "10.0.0.1:80"),
     ];
     for watcher in &mut watchers[..4] {
         watcher.says("-> up");
@@ -96,6 +94,74 @@ fn those_that_are_up_are_listed_in_natural_order() {
 }
 
 #[test]
+fn an_address_that_instances_share_is_printed_once_but_as_json() {
+    let store = Store::new();
+    store.register([
+        instance("web-1", "10.0.0.2", Some(81)),
+        instance("web-2", "10.0.0.2", Some(80)),
+        instance("web-3", "10.0.0.10", Some(80)),
+    ]);
+    for (options, stdout) in [
+        ("", "10.0.0.2:80,10.0.0.2:81,10.0.0.10:80\n"),
+        ("--no-port", "10.0.0.2,10.0.0.10\n"),
+        ("--no-port --format lines", "10.0.0.2\n10.0.0.10\n"),
+        ("--port 9", "10.0.0.2:9,10.0.0.10:9\n"),
+        ("--no-port --wait 3 --timeout 1s", "10.0.0.2,10.0.0.10\n"),
+    ] {
+        let done = store.run(&format!("hosts --label web {options}"));
+        assert_eq!((done.code, done.stdout.as_str()), (0, stdout), "{options}: {}", done.stderr);
+    }
+    let json = store.json("hosts --label web --no-port -o json");
+    assert_eq!(json.as_array().unwrap().len(), 3);
+    assert_eq!(json[0]["since"], "2025-11-21T00:00:00.000Z", "always as long, so that it sorts");
+}
+
+#[test]
+fn what_is_left_out_or_lost_is_said_once() {
+    let store = Store::new();
+    let strange = ["a,b", "a b", "a;b", "a\nb", "-a", "{a}", ""];
+    let strange = strange.iter().enumerate();
+    store.register(strange.map(|(i, host)| instance(&format!("bad-{i}"), host, Some(80))));
+    store.register([instance("fine", "10.0.0.2", None)]);
+    for options in ["", "-o json", "--format haproxy --port 80", "--all", "--format nginx --port 8"]
+    {
+        let done = store.run(&format!("hosts --label web {options}"));
+        assert_eq!(done.code, 0, "{options}: {}", done.stderr);
+        assert!(!done.stdout.contains("bad-"), "{options}: {}", done.stdout);
+        let said: Vec<_> = done.stderr.lines().collect();
+        assert_eq!(said.len(), 7, "one for each problem: {}", done.stderr);
+        assert!(said.iter().all(|line| line.contains("left out (")), "{}", done.stderr);
+        assert!(done.stderr.contains("web: 1 left out (',' at character 2 of the host): bad-0"));
+    }
+    let done = store.run("hosts --label web --format nginx");
+    assert_eq!((done.code, done.stdout.contains("127.0.0.1:1 down")), (1, true));
+    assert!(
+        done.stderr.contains("web: 1 left out (no port is registered, --port N gives one): fine")
+    );
+}
+
+#[test]
+fn who_is_lost_is_told_once_and_again_after_coming_back() {
+    let store = Store::new();
+    let web = Web::new(200);
+    let mut following = store.spawn("hosts --label web --watch");
+    for times in 1..=2 {
+        let watcher = store.watch_at("one", &web, "h1:1");
+        following.last_line_is("h1:1");
+        // Killed, so that it cannot take its leave.
+        drop(watcher);
+        let lost = "web: 1 lost (no sign of life from the node): one";
+        following.says(lost);
+        following.last_line_is("");
+        eventually("told again", || following.stderr().matches(lost).count() == times);
+        let done = store.run("hosts --label web");
+        assert_eq!((done.code, done.stdout.as_str()), (1, ""));
+        assert!(done.stderr.contains(lost), "{}", done.stderr);
+        assert_eq!(store.run("hosts --label web --all").stderr, "", "the table shows it");
+    }
+}
+
+#[test]
 fn a_loopback_is_registered_as_this_host() {
     let store = Store::new();
     let web = Web::new(200);
@@ -110,8 +176,8 @@ fn waiting_ends_when_enough_are_up() {
     let store = Store::new();
     let web = Web::new(500);
     let waiting = store.spawn("hosts --label web --wait 2 --timeout 60s");
-    let _one = watch_at(&store, "one", &web, "h1:1");
-    let _two = watch_at(&store, "two", &web, "h2:2");
+    let _one = store.watch_at("one", &web, "h1:1");
+    let _two = store.watch_at("two", &web, "h2:2");
     eventually("both down", || {
         let done = store.run("hosts --label web --all -o json");
         let all: Value = serde_json::from_str(&done.stdout).unwrap();
@@ -140,9 +206,9 @@ fn watching_prints_the_list_now_and_on_each_change() {
     let web = Web::new(200);
     let following = store.spawn("hosts --label web --watch");
     following.last_line_is("");
-    let _one = watch_at(&store, "one", &web, "h1:1");
+    let _one = store.watch_at("one", &web, "h1:1");
     following.last_line_is("h1:1");
-    let two = watch_at(&store, "two", &web, "h2:2");
+    let two = store.watch_at("two", &web, "h2:2");
     following.last_line_is("h1:1,h2:2");
     two.end(Signal::TERM, Duration::from_secs(8));
     following.last_line_is("h1:1");
@@ -159,7 +225,7 @@ fn watching_as_json_is_a_document_a_line() {
     let following = store.spawn("hosts --label web --watch -o json");
     following.last_line_is("[]");
     let web = Web::new(200);
-    let _one = watch_at(&store, "one", &web, "h1:1");
+    let _one = store.watch_at("one", &web, "h1:1");
     eventually("a document with the host", || {
         let stdout = following.stdout();
         let last = stdout.lines().last().unwrap_or_default();
@@ -198,7 +264,7 @@ fn options_that_contradict_each_other_are_refused() {
         ("--port 70000", &["--port", "70000"]),
         ("--port 1 --no-port", &["--port", "--no-port"]),
         ("--format json -o json", &["--format", "--output"]),
-        ("--format haproxy", &["--format", "haproxy"]),
+        ("--format yaml", &["--format", "yaml", "haproxy", "nginx", "env"]),
         ("--all --format csv", &["--all", "--format json"]),
         ("--all --format prometheus", &["--all"]),
         ("--timeout 5s", &["--wait"]),
@@ -206,6 +272,8 @@ fn options_that_contradict_each_other_are_refused() {
         ("--wait two", &["--wait", "two"]),
         ("--wait --timeout 5x", &["--timeout", "5x", "15s"]),
         ("--wait --watch", &["--wait", "--watch"]),
+        ("--wait --exec true", &["--wait", "--exec"]),
+        ("--all --format haproxy", &["--all"]),
     ] {
         store.run(&format!("hosts --label web {options}")).is_usage_error(parts);
     }

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         ("a_lease_is_waited_for_through_an_outage", a_lease_is_waited_for_through_an_outage),
         ("hosts_are_waited_for_through_an_outage", hosts_are_waited_for_through_an_outage),
         ("a_list_that_is_followed_survives_an_outage", a_list_that_is_followed_survives_an_outage),
+        ("a_hook_is_not_run_for_an_outage", a_hook_is_not_run_for_an_outage),
         (
             "a_watcher_that_begins_in_an_outage_registers",
             a_watcher_that_begins_in_an_outage_registers,
@@ -173,6 +174,31 @@ fn a_list_that_is_followed_survives_an_outage() {
     following.last_line_is("");
     let done = following.end(Signal::TERM, SOON);
     assert_eq!(done.stdout.lines().last(), Some(""));
+}
+
+fn a_hook_is_not_run_for_an_outage() {
+    let store = gated();
+    close(&store);
+    let script = format!("cat >> {0}; echo . >> {0}", store.path("hook").display());
+    let mut following = store.spawn_args(["hosts", "--label", "web", "--exec", &script]);
+    following.says("the store is away");
+    let hooked = || fs::read_to_string(store.path("hook")).unwrap_or_default();
+    assert_eq!(hooked(), "", "nothing is known yet, which is not the same as none");
+    open(&store);
+    let web = Web::new(200);
+    let mut watcher = watch(&store, &web);
+    eventually("the hook", || hooked().ends_with("h:1\n.\n"));
+    let before = hooked();
+    close(&store);
+    watcher.says("the store is away");
+    eventually("seen by both", || following.stderr().matches("the store is away").count() == 2);
+    open(&store);
+    watcher.says("the store is back");
+    eventually("heard by both", || following.stderr().matches("the store is back").count() == 2);
+    assert_eq!(hooked(), before);
+    web.set(500);
+    eventually("the hook", || hooked() == format!("{before}.\n"));
+    assert_eq!(following.end(Signal::TERM, SOON).code, 0);
 }
 
 fn a_watcher_that_begins_in_an_outage_registers() {

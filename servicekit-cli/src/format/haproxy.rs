@@ -21,7 +21,11 @@ pub(super) fn render(label: &Label, instances: &[Instance]) -> String {
         let resolve = if is_name { " init-addr last,libc,none" } else { "" };
         format!("    server {name} {address} check weight {weight}{resolve}\n")
     };
-    format!("backend {label}\n") + &distinct(instances).map(server).collect::<String>()
+    // At the address of one that is draining there may be its successor already.
+    let (up, others): (Vec<_>, Vec<_>) =
+        instances.iter().partition(|instance| instance.state == State::Up);
+    let servers = distinct(up.into_iter().chain(others)).map(server);
+    format!("backend {label}\n") + &servers.collect::<String>()
 }
 
 /// A name that HAProxy takes, and that no other server has.
@@ -60,8 +64,8 @@ mod tests {
         assert_eq!(
             render(&label(), &instances),
             "backend web\n    server web-0 10.0.0.2:80 check weight 100\n    \
-             server web-1 [::1]:80 check weight 0\n    \
-             server web-2 db:1 check weight 100 init-addr last,libc,none\n"
+             server web-2 db:1 check weight 100 init-addr last,libc,none\n    \
+             server web-1 [::1]:80 check weight 0\n"
         );
     }
 

@@ -25,7 +25,7 @@ use std::{
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
-use servicekit::{Env, Instant};
+use servicekit::{Env, Instance, Instant, State, Timestamp, registry::Claim};
 use tempfile::TempDir;
 
 /// How long anything may take that a test waits for; more than a machine that is busy needs.
@@ -123,9 +123,35 @@ impl Store {
         serde_json::from_str(&done.stdout).unwrap()
     }
 
+    /// The text of what `json` reads.
+    pub fn json_text(&self, line: &str) -> String {
+        self.json(line).to_string()
+    }
+
     /// What `leases` tells of one lease.
     pub fn lease(&self, label: &str) -> Value {
         self.json(&format!("leases --label {label} -o json"))[0].clone()
+    }
+
+    /// A watcher of an instance of `web` that is said to be at `address`.
+    pub fn watch_at(&self, id: &str, web: &Web, address: &str) -> Running {
+        let url = web.url();
+        let fast = "--interval 100ms --timeout 1s --detect-within 3s --service-info version=7";
+        self.spawn(&format!(
+            "watch --label web --service-id {id} --monitor-url {url} --address {address} {fast}"
+        ))
+    }
+
+    /// Registers instances with nobody behind them, which stand for an hour.
+    pub fn register(&self, instances: impl IntoIterator<Item = Instance>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let registry = servicekit::connect(&self.url()).await.unwrap().registry;
+            let session = registry.open("nobody", Duration::from_secs(3600)).await.unwrap();
+            for instance in instances {
+                registry.put(&session, &Claim::default(), &instance).await.unwrap();
+            }
+        });
     }
 
     /// A watcher with fast probes.
@@ -254,6 +280,15 @@ pub struct Web {
 
 impl Web {
     pub fn new(status: u16) -> Self {
+        Self::answering(status, "ok".into())
+    }
+
+    /// Answers with a JSON document.
+    pub fn serving(document: String) -> Self {
+        Self::answering(200, document)
+    }
+
+    fn answering(status: u16, body: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let status = Arc::new(AtomicU16::new(status));
@@ -265,7 +300,8 @@ impl Web {
                     return;
                 }
                 // A client that has gone is its own business.
-                let _ = stream.and_then(|stream| answer(stream, status.load(Ordering::Relaxed)));
+                let _ =
+                    stream.and_then(|stream| answer(stream, status.load(Ordering::Relaxed), &body));
             }
         });
         web
@@ -292,7 +328,7 @@ impl Drop for Web {
     }
 }
 
-fn answer(mut stream: TcpStream, status: u16) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, status: u16, body: &str) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
@@ -305,8 +341,19 @@ fn answer(mut stream: TcpStream, status: u16) -> std::io::Result<()> {
     let location = if status / 100 == 3 { "Location: /\r\n" } else { "" };
     write!(
         stream,
-        "HTTP/1.1 {status} Told\r\n{location}Content-Length: 2\r\nConnection: close\r\n\r\nok"
+        "HTTP/1.1 {status} Told\r\n{location}Content-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
     )
+}
+
+/// An instance of `web` that is up, at a host that may be anything, since a moment without milliseconds.
+pub fn instance(id: &str, host: &str, port: Option<u16>) -> Instance {
+    let since = Timestamp::from_millis(1_763_683_200_000);
+    let mut instance = Instance::starting("web".parse().unwrap(), id.parse().unwrap(), host, since);
+    instance.port = port;
+    instance.change(State::Up, "rise 1", "200 OK", since);
+    instance
 }
 
 /// This host's name, as the command knows it.

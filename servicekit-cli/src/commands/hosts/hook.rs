@@ -195,3 +195,121 @@ impl Run {
         let _ = self.child.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// A hook that runs a script in which `$OUT` is a file.
+    fn hook(out: &Path, script: &str) -> Hook {
+        Hook::new(format!("OUT='{}'; {script}", out.display()), Env::system())
+    }
+
+    async fn eventually(out: &Path, text: &str) {
+        eventually_is(out, |said| said == text).await;
+    }
+
+    async fn eventually_is(out: &Path, condition: impl Fn(&str) -> bool) {
+        let clock = Env::system().clock;
+        let deadline = clock.now() + Duration::from_secs(60);
+        loop {
+            let said = fs::read_to_string(out).unwrap_or_default();
+            if condition(&said) {
+                return;
+            }
+            assert!(clock.now() < deadline, "{said:?}");
+            clock.sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_that_come_together_are_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = hook(&out, "cat >> $OUT");
+        for list in ["a\n", "b\n", "c\n"] {
+            hook.take(list.into());
+        }
+        eventually(&out, "c\n").await;
+        hook.take("d\n".into());
+        eventually(&out, "c\nd\n").await;
+        // There and back again is no change.
+        hook.take("e\n".into());
+        hook.take("d\n".into());
+        Env::system().clock.sleep(3 * FOLD).await;
+        hook.stop().await;
+        eventually(&out, "c\nd\n").await;
+    }
+
+    #[tokio::test]
+    async fn a_change_during_a_run_leads_to_one_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook =
+            hook(&out, "cat >> $OUT; until [ -e $OUT.go ]; do sleep 0.02; done; echo . >> $OUT");
+        hook.take("a\n".into());
+        eventually(&out, "a\n").await;
+        for list in ["b\n", "c\n", "d\n"] {
+            hook.take(list.into());
+            Env::system().clock.sleep(2 * FOLD).await;
+        }
+        eventually(&out, "a\n").await;
+        fs::write(out.with_extension("go"), "").unwrap();
+        eventually(&out, "a\n.\nd\n.\n").await;
+        hook.stop().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_is_tried_again_also_when_the_list_turns_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = hook(&out, "read line; echo $line >> $OUT; [ $line = a ] || [ -e $OUT.fine ]");
+        hook.take("a\n".into());
+        eventually(&out, "a\n").await;
+        // How often it was tried until the next list came depends on how busy this machine is.
+        hook.take("b\n".into());
+        eventually_is(&out, |said| said.ends_with("b\n")).await;
+        // It may have done half of its work with b.
+        hook.take("a\n".into());
+        eventually_is(&out, |said| said.ends_with("b\na\n")).await;
+        hook.take("c\n".into());
+        eventually_is(&out, |said| said.ends_with("a\nc\n")).await;
+        fs::write(out.with_extension("fine"), "").unwrap();
+        eventually_is(&out, |said| said.ends_with("c\nc\n")).await;
+        hook.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_not_read_holds_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = hook(&out, "echo . >> $OUT; exec <&-; sleep 0.1");
+        hook.take("a".repeat(1 << 20));
+        eventually(&out, ".\n").await;
+        hook.take("b".repeat(1 << 20));
+        eventually(&out, ".\n.\n").await;
+        hook.stop().await;
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_the_whole_group_also_what_does_not_want_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = hook(
+            &out,
+            "trap '' TERM; sleep 1000 & echo $! > $OUT.new; mv $OUT.new $OUT; wait; wait",
+        );
+        hook.take(String::new());
+        eventually_is(&out, |said| said.ends_with('\n')).await;
+        let sleeper = fs::read_to_string(&out).unwrap();
+        let clock = Env::system().clock;
+        let began = clock.now();
+        hook.stop().await;
+        assert!(clock.now().since(began) < END_WITHIN + Duration::from_secs(2));
+        let stat = fs::read_to_string(format!("/proc/{}/stat", sleeper.trim()));
+        // Nobody may have reaped it yet.
+        assert!(stat.as_ref().is_ok_and(|stat| stat.contains(") Z ")) || stat.is_err(), "{stat:?}");
+    }
+}
