@@ -94,9 +94,13 @@ impl Hosts {
     }
 }
 
+/// How long nothing has to change before it is told who is lost.
+const QUIET: Duration = Duration::from_secs(2);
+
 async fn ask(label: &Label, mut printer: Printer, context: &Context) -> Result<Exit, Failure> {
     let snapshot = context.connect().await?.registry.list(label).await?;
-    let list = printer.pick(snapshot.instances, say);
+    let list = printer.pick(&snapshot.instances, say);
+    printer.tell_lost(&snapshot.instances, say);
     output::print(printer.render(&list)?).await?;
     Ok(if printer.finds_any(&list) { Exit::DONE } else { Exit::NO })
 }
@@ -115,7 +119,7 @@ async fn wait(
     let mut progress = Progress::default();
     let (mut last, mut up) = (Vec::new(), 0);
     while let Some(instances) = context.until(deadline, following.next()).await {
-        last = printer.pick(instances, |note| progress.say(note));
+        last = printer.pick(&instances, |note| progress.say(note));
         up = last.iter().filter(|instance| instance.state == State::Up).count();
         if up >= number as usize {
             drop(progress);
@@ -146,9 +150,10 @@ async fn watch(
         let registry = context.connect_by(None).await?.registry;
         let mut following = Following::new(registry.watch(&hosts.label));
         let mut printed = None;
+        let mut instances = following.next().await;
+        is_known = true;
         loop {
-            let list = printer.pick(following.next().await, say);
-            is_known = true;
+            let list = printer.pick(&instances, say);
             if let Some(hook) = &hook {
                 hook.take(printer.render_for_hook(&list)?);
             }
@@ -157,6 +162,15 @@ async fn watch(
                 output::print(text.clone()).await?;
                 printed = Some(text);
             }
+            // Who takes their leave may seem to be lost for a moment.
+            let soon = context.env.clock.now() + QUIET;
+            instances = match context.until(soon, following.next()).await {
+                Some(instances) => instances,
+                None => {
+                    printer.tell_lost(&instances, say);
+                    following.next().await
+                }
+            };
         }
     })
     .await;

@@ -23,8 +23,10 @@ pub(super) struct Printer {
     format: Option<Format>,
     all: bool,
     port: Port,
-    /// What was said of whom, so that it is not said again.
-    said: BTreeSet<(String, ServiceId)>,
+    /// Who was said to be left out, and why, so that it is not said again.
+    left_out: BTreeSet<(String, ServiceId)>,
+    /// Who was said to be lost.
+    lost: BTreeSet<ServiceId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,34 +55,49 @@ impl Printer {
             None => Port::Registered,
         };
         let label = hosts.label.clone();
-        Ok(Self { label, format, all: hosts.all, port, said: BTreeSet::new() })
+        let (left_out, lost) = Default::default();
+        Ok(Self { label, format, all: hosts.all, port, left_out, lost })
     }
 
-    /// Those that are asked for, in natural order, with the ports that are asked for. What is remarkable about the others is
-    /// told, once.
+    /// Those that are asked for, in natural order, with the ports that are asked for. Who has to be left out is told, once.
     pub(super) fn pick(
         &mut self,
-        instances: Vec<Arc<Instance>>,
+        instances: &[Arc<Instance>],
         mut tell: impl FnMut(String),
     ) -> Vec<Instance> {
-        let mut remarks = BTreeMap::<String, Vec<ServiceId>>::new();
+        let mut problems = BTreeMap::<String, Vec<ServiceId>>::new();
         let mut picked = Vec::new();
-        for instance in instances {
-            let mut instance = Arc::unwrap_or_clone(instance);
+        for instance in instances.iter().filter(|instance| self.takes(instance.state)) {
+            let mut instance = Instance::clone(instance);
             instance.port = match self.port {
                 Port::Registered => instance.port,
                 Port::Fixed(port) => Some(port),
                 Port::None => None,
             };
-            match self.remark(&instance) {
-                Some(remark) => remarks.entry(remark).or_default().push(instance.service_id),
-                None if self.takes(instance.state) => picked.push(instance),
-                None => {}
+            match self.problem(&instance) {
+                Some(problem) => problems.entry(problem).or_default().push(instance.service_id),
+                None => picked.push(instance),
             }
         }
-        self.tell(remarks, &mut tell);
+        let mut left_out = BTreeSet::new();
+        for (problem, ids) in problems {
+            let keyed: Vec<_> = ids.into_iter().map(|id| (problem.clone(), id)).collect();
+            let new = keyed.iter().filter(|both| !self.left_out.contains(*both));
+            self.remark(new.map(|(_, id)| id), &format!("left out ({problem})"), &mut tell);
+            left_out.extend(keyed);
+        }
+        self.left_out = left_out;
         format::sort_naturally(&mut picked);
         picked
+    }
+
+    /// Tells who is lost, once: they are missing although nobody saw them fail.
+    pub(super) fn tell_lost(&mut self, instances: &[Arc<Instance>], mut tell: impl FnMut(String)) {
+        let lost = instances.iter().filter(|one| one.state == State::Lost && !self.all);
+        let lost: BTreeSet<_> = lost.map(|instance| instance.service_id.clone()).collect();
+        let remark = "lost (no sign of life from the node)";
+        self.remark(lost.difference(&self.lost), remark, &mut tell);
+        self.lost = lost;
     }
 
     /// Whether the list holds what was asked for; one that is draining is in it for the sake of those that use it already.
@@ -123,32 +140,24 @@ impl Printer {
         self.all || self.format.map_or(state == State::Up, |format| format.takes(state))
     }
 
-    /// Why an instance is not there that one would look for.
-    fn remark(&self, instance: &Instance) -> Option<String> {
-        if self.takes(instance.state) {
-            // A host with a comma or a space in it would change the list for whoever reads it.
-            let problem = args::host_problem(&instance.host);
-            let cannot_hold = || self.format.and_then(|format| format.problem(instance));
-            let problem = problem.or_else(|| cannot_hold().map(str::to_owned))?;
-            return Some(format!("left out ({problem})"));
-        }
-        (instance.state == State::Lost).then(|| "lost (no sign of life from the node)".into())
+    /// Why an instance cannot be printed.
+    fn problem(&self, instance: &Instance) -> Option<String> {
+        // A host with a comma or a space in it would change the list for whoever reads it.
+        args::host_problem(&instance.host)
+            .or_else(|| Some(self.format?.problem(instance)?.to_owned()))
     }
 
-    /// Tells each remark of those of whom it was not yet made. Who was lost and came back may be lost again.
-    fn tell(&mut self, remarks: BTreeMap<String, Vec<ServiceId>>, tell: &mut impl FnMut(String)) {
-        let mut now = BTreeSet::new();
-        for (remark, ids) in remarks {
-            let keyed = ids.iter().map(|id| (remark.clone(), id.clone()));
-            now.extend(keyed);
-            let is_new = |id: &&ServiceId| !self.said.contains(&(remark.clone(), (*id).clone()));
-            let new: Vec<_> = ids.iter().filter(is_new).map(ServiceId::as_str).collect();
-            if !new.is_empty() {
-                let named = new[..new.len().min(NAMED)].join(", ");
-                let more = if new.len() > NAMED { ", …" } else { "" };
-                tell(format!("{}: {} {remark}: {named}{more}", self.label, new.len()));
-            }
+    fn remark<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a ServiceId>,
+        remark: &str,
+        tell: &mut impl FnMut(String),
+    ) {
+        let ids: Vec<_> = ids.map(ServiceId::as_str).collect();
+        if !ids.is_empty() {
+            let named = ids[..ids.len().min(NAMED)].join(", ");
+            let more = if ids.len() > NAMED { ", …" } else { "" };
+            tell(format!("{}: {} {remark}: {named}{more}", self.label, ids.len()));
         }
-        self.said = now;
     }
 }
