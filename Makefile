@@ -2,8 +2,9 @@
 
 .DEFAULT_GOAL := help
 SEEDS ?= 1000
+SECONDS ?= 300
 
-.PHONY: help demo test soak bench fmt setup
+.PHONY: help demo test soak fuzz bench fmt setup
 
 help: ## Show this list
 	@echo "servicekit: discovery and leases for plain Linux hosts. Start with 'make demo'."
@@ -21,6 +22,10 @@ test: ## Run all that CI runs: format, lints, licences, docs, tests, examples, d
 soak: ## Run all tests with many more seeds: make soak SEEDS=1000
 	@scripts/setup test
 	SERVICEKIT_SEEDS=$(SEEDS) cargo test --workspace --locked
+
+fuzz: ## Feed random bytes to every parser of untrusted input: make fuzz SECONDS=300 (each); needs a nightly Rust
+	@scripts/setup build
+	@scripts/fuzz $(SECONDS)
 
 bench: ## Measure speed and memory, and hold them against the budgets in benches/README.md
 	@scripts/setup bench

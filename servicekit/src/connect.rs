@@ -257,29 +257,26 @@ const HIDDEN: &str = "***";
 
 /// Hides what may be a password. A password need not be escaped correctly, so this rather hides too much.
 fn hide_passwords(url: &str) -> String {
-    let (place, query) = match url.split_once('?') {
-        // A password may hold a question mark.
-        Some((_, query)) if query.contains('@') => (url, None),
-        Some((place, query)) => (place, Some(query)),
-        None => (url, None),
-    };
-    let user = place.find("//").map_or(0, |slashes| slashes + 2);
-    let mut shown = match (place[user..].find(':'), place.rfind('@')) {
+    let shown = hide_parameters(url);
+    let user = shown.find("//").map_or(0, |slashes| slashes + 2);
+    match (shown[user..].find(':'), shown.rfind('@')) {
         (Some(colon), Some(at)) if user + colon < at => {
-            format!("{}:{HIDDEN}{}", &place[..user + colon], &place[at..])
+            format!("{}:{HIDDEN}{}", &shown[..user + colon], &shown[at..])
         }
-        _ => place.to_owned(),
-    };
-    let Some(query) = query else { return shown };
+        _ => shown,
+    }
+}
+
+/// Hides the values of parameters that are called a password, also where a question mark stands before the query.
+fn hide_parameters(url: &str) -> String {
+    let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
     let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
         Some((name, _)) if name.contains("password") && !name.ends_with("-file") => {
             format!("{name}={HIDDEN}")
         }
         _ => parameter.to_owned(),
     });
-    shown.push('?');
-    shown.push_str(&parameters.collect::<Vec<_>>().join("&"));
-    shown
+    format!("{place}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
 fn invalid(message: String) -> Error {
@@ -344,6 +341,8 @@ mod tests {
             ("etcd://host:2379,other:2379/p", "etcd://host:2379,other:2379/p"),
             ("etcd://host/p?password=secret&ca=x", "etcd://host/p?password=***&ca=x"),
             ("etcd://host?password-file=/f", "etcd://host?password-file=/f"),
+            ("etcd://root:se?cret@host/p?password=secret", "etcd://root:***@host/p?password=***"),
+            ("couchdb://h/db?user=a@b&password=secret", "couchdb://h/db?user=a@b&password=***"),
             ("couchdb://user@host/db", "couchdb://user@host/db"),
             ("local:/var/lib/x.db", "local:/var/lib/x.db"),
         ] {
