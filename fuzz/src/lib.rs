@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod certificates;
+mod identity;
 mod lease;
 mod names;
 mod registry;
@@ -18,6 +20,8 @@ use servicekit::{
 use tokio::runtime::{Builder, Runtime};
 
 pub use address::address;
+pub use certificates::certificates;
+pub use identity::identity;
 pub use lease::lease;
 pub use names::names;
 pub use registry::registry;
@@ -26,8 +30,14 @@ pub use registry::registry;
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: &[(&str, Target)] =
-    &[("address", address), ("lease", lease), ("names", names), ("registry", registry)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("address", address),
+    ("certificates", certificates),
+    ("identity", identity),
+    ("lease", lease),
+    ("names", names),
+    ("registry", registry),
+];
 
 /// A store that somebody has written into, and a backend that reads it.
 struct World {

@@ -1,6 +1,6 @@
 use std::{fmt::Display, str::FromStr};
 
-use servicekit::{Label, Name, Namespace, ServiceId};
+use servicekit::{Label, Name, Namespace, ServiceId, pki::San};
 
 /// What parses as a name is within its limits, and parses again to the same.
 pub fn names(bytes: &[u8]) {
@@ -13,6 +13,7 @@ pub fn names(bytes: &[u8]) {
     }
     parsed::<Namespace>(text, 63);
     parsed::<Name>(text, 255);
+    parsed::<San>(text, 253);
 }
 
 fn parsed<T: FromStr + Display + PartialEq>(text: &str, longest: usize) -> Option<T> {
