@@ -1,8 +1,9 @@
 //! Parsers of arguments. Each error says what is wrong in a few words; clap adds where.
 
-use std::{fmt, net::Ipv6Addr, time::Duration};
+use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, time::Duration};
 
-use servicekit::{Label, ServiceId};
+use clap::builder::TypedValueParser;
+use servicekit::{Label, ServiceId, lease::Token};
 
 /// How long to wait for something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,23 @@ fn port(text: &str) -> Result<u16, String> {
         Ok(0) | Err(_) => Err(format!("{text:?} is no port from 1 to 65535")),
         Ok(port) => Ok(port),
     }
+}
+
+/// A whole number in a range.
+pub(crate) fn number(range: RangeInclusive<u32>) -> impl TypedValueParser<Value = u32> {
+    move |text: &str| match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(match (range.start(), range.end()) {
+            (least, &u32::MAX) => format!("expected a whole number from {least}"),
+            (least, most) => format!("expected a whole number from {least} to {most}"),
+        }),
+    }
+}
+
+/// The token of a grant.
+pub(crate) fn token(text: &str) -> Result<Token, &'static str> {
+    let number = text.parse().map(Token);
+    number.map_err(|_| "expected the number that `servicekit leases` shows for the grant")
 }
 
 /// `KEY=VALUE`.

@@ -13,11 +13,12 @@ mod services;
 mod version;
 mod watch;
 
-use clap::{builder::RangedI64ValueParser, value_parser};
+use clap::builder::TypedValueParser;
 use futures_util::FutureExt as _;
 use servicekit::lease::MOST_SLOTS;
 
 use crate::{
+    args,
     context::{Context, unless_told},
     exit::Exit,
     report::Failure,
@@ -74,6 +75,6 @@ impl Command {
 }
 
 /// The numbers of slots that a lease can have.
-fn slots() -> RangedI64ValueParser<u32> {
-    value_parser!(u32).range(1..=i64::from(MOST_SLOTS))
+fn slots() -> impl TypedValueParser<Value = u32> {
+    args::number(1..=MOST_SLOTS)
 }

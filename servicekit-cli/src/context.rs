@@ -101,6 +101,15 @@ impl Context {
         self.identity.as_deref()
     }
 
+    /// The variables of this process's environment that have a password of the store.
+    pub(crate) fn secret_variables(&self) -> &'static [&'static str] {
+        if self.address.has_password() {
+            &["SERVICEKIT_PASSWORD", "SERVICEKIT_BACKEND"]
+        } else {
+            &["SERVICEKIT_PASSWORD"]
+        }
+    }
+
     /// Connects to the store.
     pub(crate) async fn connect(&self) -> Result<Backend, Failure> {
         let options = Options {

@@ -1,6 +1,13 @@
 //! Reading the command line, and saying on one line what is wrong with it.
 
-use clap::{CommandFactory as _, FromArgMatches as _, error::ErrorKind, parser::ValueSource};
+use std::env;
+
+use clap::{
+    Arg, Command, CommandFactory as _, FromArgMatches as _,
+    builder::Resettable,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
 use servicekit::connect::Address;
 
 use crate::{
@@ -11,7 +18,8 @@ use crate::{
 
 /// Reads this process's arguments. Help and wrong usage have been printed when it returns an exit.
 pub(crate) fn parse() -> Result<Cli, Exit> {
-    let matches = Cli::command().try_get_matches().and_then(|mut matches| {
+    let command = Cli::command().mut_args(without_empty_variable);
+    let matches = command.clone().try_get_matches().and_then(|mut matches| {
         warn_of_password(&matches);
         Cli::from_arg_matches_mut(&mut matches)
     });
@@ -22,10 +30,40 @@ pub(crate) fn parse() -> Result<Cli, Exit> {
             Exit::DONE
         }
         _ => {
-            say(one_line(&error));
+            say(one_line(&in_its_place(error, &command)));
             Exit::USAGE
         }
     })
+}
+
+/// A variable that is there and empty counts as not set.
+fn without_empty_variable(arg: Arg) -> Arg {
+    let is_empty = |name: &_| env::var_os(name).is_some_and(|value| value.is_empty());
+    if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+}
+
+/// Names the variable that a wrong value comes from, where no argument has it.
+fn in_its_place(mut error: clap::Error, command: &Command) -> clap::Error {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let place = context(ContextKind::InvalidArg).zip(context(ContextKind::InvalidValue));
+    if let Some(variable) = place.and_then(|(flag, value)| variable_behind(flag, value, command)) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
+    }
+    error
+}
+
+fn variable_behind(flag: &str, value: &str, command: &Command) -> Option<String> {
+    let long = flag.split(' ').next()?.strip_prefix("--")?;
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(long))?;
+    let variable =
+        arg.get_env().filter(|name| env::var_os(name).is_some_and(|set| set == value))?;
+    let is_it = |given: &str| given == value || given == format!("--{long}={value}");
+    let mut given = env::args_os().take_while(|given| given != "--");
+    let is_given = given.any(|given| given.to_str().is_some_and(is_it));
+    (!is_given).then(|| variable.to_string_lossy().into_owned())
 }
 
 /// What a parser has to say, without its layout.

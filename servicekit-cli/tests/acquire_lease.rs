@@ -338,13 +338,14 @@ fn until_healthy_without_a_command_waits_itself() {
 fn what_makes_no_sense_is_refused() {
     let store = Store::new();
     for (options, parts) in [
-        ("--slots 0", &["--slots", "0", "1..=64"][..]),
+        ("--slots 0", &["--slots", "0", "from 1 to 64"][..]),
         ("--slots 65", &["--slots", "65"]),
         ("--acquire-timeout never", &["--acquire-timeout", "forever"]),
         ("--lease-timeout 0", &["--lease-timeout", "more than zero"]),
         ("--lease-timeout 5y", &["--lease-timeout", "15s"]),
         ("--service-id a/b", &["--service-id", "'/' at character 2"]),
-        ("--ttl 30s", &["<CMD>"]),
+        ("--ttl 30s", &["--ttl", "command after --", "--lease-timeout"]),
+        ("--kill-after 1s", &["--kill-after", "command after --"]),
         ("--ttl 10s -- true", &["--ttl 10s", "--kill-after 5s"]),
         ("--kill-after 11s -- true", &["--ttl 30s", "--kill-after 11s"]),
         ("--until-healthy nowhere", &["--until-healthy"]),

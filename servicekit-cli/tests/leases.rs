@@ -49,6 +49,7 @@ fn a_free_lease_is_told_from_one_that_never_was() {
     let done = store.run("leases --label web -o json");
     assert_eq!((done.code, done.stdout.as_str()), (1, "[]\n"));
     assert!(done.stderr.contains("no lease is called web"), "{}", done.stderr);
+    assert_eq!(store.run("leases --label web").stdout, "", "there is no data");
     store.run("acquire-lease --label web --service-id a");
     store.run("release-lease --label web --service-id a");
     assert_eq!(store.lease("web")["grants"], serde_json::json!([]));

@@ -54,5 +54,9 @@ fn what_is_not_there_ends_with_1_and_what_is_unclear_with_2() {
     store.run("release-lease --label web").is_usage_error(&["--token", &tokens[0], &tokens[1]]);
     assert_eq!(store.lease("web")["grants"].as_array().unwrap().len(), 2);
     store.run("release-lease --label web --token 1 --service-id a").is_usage_error(&["--token"]);
-    store.run("release-lease --label web --token x").is_usage_error(&["--token", "x"]);
+    store.run("release-lease --label web --token x").is_usage_error(&[
+        "--token",
+        "'x'",
+        "`servicekit leases` shows",
+    ]);
 }

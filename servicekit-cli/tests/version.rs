@@ -45,7 +45,6 @@ fn a_store_that_is_not_known_names_the_feature_and_shows_no_password() {
         ("Not A Url:secret@h", "not the URL"),
         ("local:relative.db", "absolute path"),
         ("memory:x", "nothing may follow"),
-        ("", "not the URL"),
     ] {
         let mut command = store.command(["services"]);
         command.env("SERVICEKIT_BACKEND", url);
@@ -59,6 +58,27 @@ fn a_store_that_is_not_known_names_the_feature_and_shows_no_password() {
         let warned = done.stderr.contains("warning: every user of this host can read a password");
         assert_eq!(warned, url.contains("secret") && !url.contains(' '), "{}", done.stderr);
     }
+}
+
+#[test]
+fn a_variable_that_is_wrong_is_named_and_an_empty_one_is_not_set() {
+    let store = Store::new();
+    let with = |name: &str, value: &str, args: &[&str]| {
+        let mut command = store.command(args);
+        command.env(name, value);
+        store.spawn_command(command).wait()
+    };
+    for name in ["SERVICEKIT_BACKEND", "SERVICEKIT_NAMESPACE", "SERVICEKIT_STORE_TIMEOUT"] {
+        let done = with(name, "", &["version"]);
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{name}");
+        let done = with(name, "a/b", &["version"]);
+        done.is_usage_error(&[name]);
+    }
+    let done = with("SERVICEKIT_STORE_TIMEOUT", "soon", &["version"]);
+    assert!(!done.stderr.contains("--store-timeout"), "{}", done.stderr);
+    let done = with("SERVICEKIT_STORE_TIMEOUT", "5s", &["version", "--store-timeout=soon"]);
+    done.is_usage_error(&["--store-timeout", "soon"]);
+    store.run_args(["services", "--backend", ""]).is_usage_error(&["not the URL"]);
 }
 
 #[test]

@@ -85,6 +85,21 @@ fn all_probes_must_pass() {
 }
 
 #[test]
+fn a_probe_does_not_see_a_password_of_the_store() {
+    let store = Store::new();
+    let seen = store.path("seen");
+    let probe = format!("env >{}", seen.display());
+    let mut command = store.command(["watch", "--label", "web", "--monitor-exec", &probe]);
+    command.env("SERVICEKIT_PASSWORD", "secret").env("SERVICEKIT_NAMESPACE", "kept");
+    let mut watcher = store.spawn_command(command);
+    watcher.says("-> up");
+    let seen = fs::read_to_string(seen).unwrap();
+    assert!(!seen.contains("secret"), "{seen}");
+    assert!(seen.contains("SERVICEKIT_NAMESPACE=kept"), "{seen}");
+    assert!(seen.contains("SERVICEKIT_BACKEND=local:"), "a probe may ask the same store: {seen}");
+}
+
+#[test]
 fn the_newer_of_two_with_the_same_id_wins_and_the_older_ends_with_5() {
     let store = Store::new();
     let web = Web::new(200);
@@ -173,7 +188,7 @@ fn a_wrong_file_is_named_with_the_place() {
         ("[[service]]\nlabel = \"a\"\nmonitor-exec = \"true\"\ncolour = 1", "--colour"),
         ("[[service]]\nlabel = \"a\"\nmonitor-exec = \"true\"\nconfig = \"x\"", "--config"),
         ("[[service]]\nmonitor-exec = \"true\"", "--label"),
-        ("[[service]]\nlabel = \"a\"", "--monitor-url"),
+        ("[[service]]\nlabel = \"a\"", "number 1 (\"a\"): give --monitor-url"),
         ("[[service]]\nlabel = \"a b\"\nmonitor-exec = \"true\"", "' ' at character 2"),
         ("[[service]]\nlabel = \"a\"\nmonitor-exec = \"true\"\nfall = 1.5", "fall: expected"),
         (

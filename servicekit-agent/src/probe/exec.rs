@@ -19,6 +19,7 @@ use super::{MOST_BYTES, last_line};
 #[derive(Debug)]
 pub struct Exec {
     command: String,
+    hidden: &'static [&'static str],
     timeout: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -26,11 +27,30 @@ pub struct Exec {
 impl Exec {
     /// Probes by running `command` for at most `timeout`.
     pub fn new(command: impl Into<String>, timeout: Duration, clock: Arc<dyn Clock>) -> Self {
-        Self { command: command.into(), timeout, clock }
+        Self { command: command.into(), hidden: &[], timeout, clock }
+    }
+
+    /// Hides variables of this process's environment from the command, such as those with secrets.
+    #[must_use]
+    pub fn without_variables(self, hidden: &'static [&'static str]) -> Self {
+        Self { hidden, ..self }
+    }
+
+    fn start(&self) -> io::Result<(pipe::Receiver, Group)> {
+        // One pipe for both, so that the last line is the one that was written last.
+        let (output, input) = io::pipe()?;
+        let mut command = Command::new("sh");
+        command.args(["-c", &self.command]).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+        for variable in self.hidden {
+            command.env_remove(variable);
+        }
+        let group = Group::of(command.spawn()?)?;
+        Ok((pipe::Receiver::from_owned_fd(OwnedFd::from(output))?, group))
     }
 
     async fn run(&self, said: &mut Said) -> io::Result<Result<(), String>> {
-        let (mut output, mut group) = start(&self.command)?;
+        let (mut output, mut group) = self.start()?;
         let ended = tokio::select! {
             ended = group.child.wait() => ended?,
             Err(error) = said.follow(&mut output) => return Err(error),
@@ -54,21 +74,6 @@ impl Probe for Exec {
         };
         Verdict::Fail(said.about(&problem))
     }
-}
-
-fn start(command: &str) -> io::Result<(pipe::Receiver, Group)> {
-    // One pipe for both, so that the last line is the one that was written last.
-    let (output, input) = io::pipe()?;
-    let child = Command::new("sh")
-        .args(["-c", command])
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(input.try_clone()?)
-        .stderr(input)
-        .kill_on_drop(true)
-        .spawn()?;
-    let group = Group::of(child)?;
-    Ok((pipe::Receiver::from_owned_fd(OwnedFd::from(output))?, group))
 }
 
 /// A child that leads a process group; dropping it kills the group, and the runtime reaps the child.

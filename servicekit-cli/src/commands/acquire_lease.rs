@@ -27,7 +27,8 @@ use crate::{
 ///
 /// Without a command the lease is unattended: it stands for --lease-timeout, or until `release-lease` or `watch` frees it.
 /// With a command it is kept while the command runs. The command finds SERVICEKIT_LEASE_TOKEN, SERVICEKIT_LEASE_LABEL and
-/// SERVICEKIT_LEASE_FILE in its environment, and it is stopped when the lease cannot be kept.
+/// SERVICEKIT_LEASE_FILE in its environment, and it is stopped when the lease cannot be kept. It cannot read from a terminal
+/// (the terminal would stop it): give it a pipe, a file or </dev/null.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   servicekit acquire-lease --label web --service-id web-1 -o json
@@ -61,12 +62,12 @@ pub(crate) struct AcquireLease {
     /// Give the lease back as soon as a GET of this URL is answered with 2xx
     #[arg(long, value_name = "URL")]
     until_healthy: Option<String>,
-    /// With a command: how long the lease stands without renewal
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = args::positive, requires = "command")]
-    ttl: Duration,
-    /// With a command: the time between SIGTERM and SIGKILL when it has to stop
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = args::positive, requires = "command")]
-    kill_after: Duration,
+    /// With a command: how long the lease stands without renewal [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = args::positive)]
+    ttl: Option<Duration>,
+    /// With a command: the time between SIGTERM and SIGKILL when it has to stop [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = args::positive)]
+    kill_after: Option<Duration>,
     /// How to print the grant; text prints nothing
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -85,9 +86,21 @@ struct Taken<'a> {
     expires_at: Option<Timestamp>,
 }
 
+/// The defaults; not clap's, for they are wrong usage without a command.
+const TTL: Duration = Duration::from_secs(30);
+const KILL_AFTER: Duration = Duration::from_secs(5);
+
 impl AcquireLease {
     pub(crate) fn has_child(&self) -> bool {
         !self.command.is_empty()
+    }
+
+    fn ttl(&self) -> Duration {
+        self.ttl.unwrap_or(TTL)
+    }
+
+    fn kill_after(&self) -> Duration {
+        self.kill_after.unwrap_or(KILL_AFTER)
     }
 
     pub(crate) async fn run(
@@ -95,10 +108,17 @@ impl AcquireLease {
         context: &Context,
         signals: &mut Signals,
     ) -> Result<Exit, Failure> {
-        let Self { ttl, kill_after, .. } = self;
+        let (ttl, kill_after) = (self.ttl(), self.kill_after());
         // As from `-- $CMD` with nothing in it: a lease for nobody's work would keep all others out.
         if !self.has_child() && std::env::args_os().next_back().is_some_and(|last| last == "--") {
             return Err(Failure::Usage("there is no command after --".into()));
+        }
+        if !self.has_child() && (self.ttl.is_some() || self.kill_after.is_some()) {
+            return Err(Failure::Usage(
+                "--ttl and --kill-after are for a lease that is kept while a command runs: put the command after --; \
+                 a lease without one stands for --lease-timeout"
+                    .into(),
+            ));
         }
         if self.has_child() && ttl < kill_after * 3 {
             return Err(Failure::Usage(format!(
@@ -192,7 +212,7 @@ impl AcquireLease {
     /// When the grant is over, for people.
     fn end(&self, granted: &Granted, context: &Context) -> Option<Timestamp> {
         let clock = &context.env.clock;
-        let attended = || clock.wall() + (granted.counted_from + self.ttl).since(clock.now());
+        let attended = || clock.wall() + (granted.counted_from + self.ttl()).since(clock.now());
         granted.expires_at.or_else(|| self.has_child().then(attended))
     }
 

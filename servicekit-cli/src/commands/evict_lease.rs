@@ -3,6 +3,7 @@
 use servicekit::{Label, lease::Token};
 
 use crate::{
+    args,
     context::Context,
     exit::Exit,
     report::{Failure, say},
@@ -21,8 +22,8 @@ pub(crate) struct EvictLease {
     #[arg(long)]
     label: Label,
     /// The token of the grant; `servicekit leases` shows it
-    #[arg(long, value_name = "N")]
-    token: u64,
+    #[arg(long, value_name = "N", value_parser = args::token)]
+    token: Token,
     /// Free it at once: the next holder may begin before this one has stopped
     #[arg(long)]
     force: bool,
@@ -32,7 +33,7 @@ impl EvictLease {
     pub(crate) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         let Self { label, token, force } = self;
         let provider = context.connect().await?.leases;
-        provider.evict(&label, Token(token), force).await?;
+        provider.evict(&label, token, force).await?;
         if force {
             say(format_args!(
                 "warning: {label} is free now; whoever held token {token} may still work, and overlap with the next"

@@ -73,16 +73,15 @@ impl Leases {
         let leases: Vec<_> =
             stream::iter(names).map(inspect).buffered(AT_A_TIME).try_collect().await?;
         let rows: Vec<_> = leases.into_iter().flatten().map(Row::from).collect();
-        output::print(match self.output {
-            Output::Text => table(&rows),
-            Output::Json => output::json(&rows)?,
-        })
-        .await?;
-        match self.label {
-            Some(label) if rows.is_empty() => {
-                Err(Failure::No(format!("no lease is called {label}")))
-            }
-            _ => Ok(Exit::DONE),
+        let unknown = self.label.filter(|_| rows.is_empty());
+        match self.output {
+            Output::Text if unknown.is_some() => {}
+            Output::Text => output::print(table(&rows)).await?,
+            Output::Json => output::print(output::json(&rows)?).await?,
+        }
+        match unknown {
+            Some(label) => Err(Failure::No(format!("no lease is called {label}"))),
+            None => Ok(Exit::DONE),
         }
     }
 }

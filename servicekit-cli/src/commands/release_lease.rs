@@ -27,14 +27,13 @@ pub(crate) struct ReleaseLease {
     #[arg(long, value_name = "ID", conflicts_with = "token")]
     service_id: Option<ServiceId>,
     /// The token of the grant
-    #[arg(long, value_name = "N")]
-    token: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = args::token)]
+    token: Option<Token>,
 }
 
 impl ReleaseLease {
     pub(crate) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         let Self { label, service_id, token } = self;
-        let token = token.map(Token);
         let id = match service_id {
             Some(id) => id,
             None => args::default_service_id(&label).map_err(Failure::Usage)?,

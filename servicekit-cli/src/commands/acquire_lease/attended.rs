@@ -30,7 +30,7 @@ pub(super) async fn run(
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
     let lease_ends = granted.counted_from + args.lease_timeout;
-    let guard = Guard::keep(backend.leases, ticket, granted, args.ttl, context.env.clone());
+    let guard = Guard::keep(backend.leases, ticket, granted, args.ttl(), context.env.clone());
     let started = start(&args, &guard, context).await;
     let (supervisor, file) = match started {
         Ok(started) => started,
@@ -40,7 +40,7 @@ pub(super) async fn run(
         }
     };
     let label = args.label.to_string();
-    let kill_after = args.kill_after;
+    let kill_after = args.kill_after();
     let mut work =
         Work { label, supervisor, lease: Some((guard, file)), kill_after, is_away: false, context };
     let ending = work.run(health(healthy, lease_ends, context), signals).await;
@@ -81,7 +81,7 @@ async fn start(
         command: args.command.clone(),
         env: variables.map(|(name, value)| (name.into(), value)).into(),
         deadline,
-        kill_after: args.kill_after,
+        kill_after: args.kill_after(),
         cgroup: true,
     };
     let supervisor = Supervisor::start(env.clock.clone(), options).await;

@@ -55,8 +55,11 @@ fn parse(
         return Err(format!("unknown key {key:?}; there are detect-within and [[service]]"));
     }
     let services = services.iter().enumerate().map(|(before, value)| {
-        service(value, detect_within, clients, context)
-            .map_err(|problem| format!("[[service]] number {}: {problem}", before + 1))
+        service(value, detect_within, clients, context).map_err(|problem| {
+            let label = value.get("label").and_then(Value::as_str);
+            let label = label.map(|label| format!(" ({label:?})")).unwrap_or_default();
+            format!("[[service]] number {}{label}: {problem}", before + 1)
+        })
     });
     Ok(Plan { detect_within, services: services.collect::<Result<_, _>>()? })
 }

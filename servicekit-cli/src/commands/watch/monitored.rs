@@ -34,7 +34,7 @@ pub(super) struct Monitored {
     #[arg(long, value_name = "K=V", num_args = 1.., value_parser = args::key_value)]
     service_info: Vec<(String, String)>,
     /// Its share of the load, relative to the others
-    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = args::number(0..=1_000_000))]
     weight: u32,
     /// Where it runs, for readers who prefer what is near
     #[arg(long, value_name = "NAME")]
@@ -46,7 +46,7 @@ pub(super) struct Monitored {
     /// It is well when it accepts a connection
     #[arg(long, value_name = "HOST:PORT", value_parser = args::host_and_port, help_heading = "Probes")]
     monitor_tcp: Vec<HostPort>,
-    /// It is well when this ends with 0, run by sh
+    /// It is well when this ends with 0, run by sh; it does not see a password of the store
     #[arg(long, value_name = "CMD", help_heading = "Probes")]
     monitor_exec: Vec<String>,
     /// How often it is probed, give or take a tenth
@@ -63,13 +63,13 @@ pub(super) struct Monitored {
     timeout: Duration,
     /// So many successes in a row: up
     #[arg(
-        long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..),
+        long, value_name = "N", default_value = "1", value_parser = args::number(1..=u32::MAX),
         help_heading = "Probes"
     )]
     rise: u32,
     /// So many failures in a row: down
     #[arg(
-        long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..),
+        long, value_name = "N", default_value = "2", value_parser = args::number(1..=u32::MAX),
         help_heading = "Probes"
     )]
     fall: u32,
@@ -154,7 +154,8 @@ impl Monitored {
                     "--monitor-exec: there is no command, and nothing is always well",
                 ));
             }
-            probes.push(Arc::new(Exec::new(command, self.timeout, clock())));
+            let exec = Exec::new(command, self.timeout, clock());
+            probes.push(Arc::new(exec.without_variables(context.secret_variables())));
         }
         if probes.is_empty() {
             return Err(usage("give --monitor-url, --monitor-tcp or --monitor-exec"));
