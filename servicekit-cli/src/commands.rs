@@ -2,16 +2,19 @@
 
 mod acquire_lease;
 mod cert;
+mod completions;
 mod doctor;
 mod evict_lease;
 mod hosts;
 mod identity;
 mod leases;
+mod man;
 mod release_lease;
 mod resize_lease;
 mod services;
 mod version;
 mod watch;
+mod why;
 
 use clap::builder::TypedValueParser;
 use futures_util::FutureExt as _;
@@ -31,6 +34,7 @@ pub(crate) enum Command {
     Watch(watch::Watch),
     Hosts(hosts::Hosts),
     Services(services::Services),
+    Why(why::Why),
     AcquireLease(acquire_lease::AcquireLease),
     ReleaseLease(release_lease::ReleaseLease),
     Leases(leases::Leases),
@@ -39,6 +43,8 @@ pub(crate) enum Command {
     Cert(cert::Cert),
     Identity(identity::Identity),
     Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Man(man::Man),
     Version(version::Version),
 }
 
@@ -58,6 +64,7 @@ impl Command {
             Self::Hosts(command) => return command.run(context, signals).await,
             Self::AcquireLease(command) => return command.run(context, signals).await,
             Self::Services(command) => command.run(context).boxed(),
+            Self::Why(command) => command.run(context).boxed(),
             Self::ReleaseLease(command) => command.run(context).boxed(),
             Self::Leases(command) => command.run(context).boxed(),
             Self::EvictLease(command) => command.run(context).boxed(),
@@ -65,6 +72,8 @@ impl Command {
             Self::Cert(command) => command.run(context).boxed(),
             Self::Identity(command) => command.run(context).boxed(),
             Self::Doctor(command) => command.run(context).boxed(),
+            Self::Completions(command) => command.run().boxed(),
+            Self::Man(command) => command.run().boxed(),
             Self::Version(command) => command.run(&context.connector).boxed(),
         };
         match unless_told(signals, context.ask(asking)).await {

@@ -50,7 +50,12 @@ Exit status:
   3  the store could not be reached, or refused
   4  a secret is missing, cannot be read, or opens nothing
   5  superseded: another process has taken over this service id
-  128 + N  ended by signal N"
+  128 + N  ended by signal N
+
+Environment:
+  SERVICEKIT_LOG  what to log to stderr, such as debug; nothing unless it is set
+  NO_COLOR        no colours, also on a terminal
+  and one for each flag that says so"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -108,7 +113,8 @@ fn start_logging() -> Result<(), Failure> {
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&directives)
         .map_err(|error| Failure::Usage(format!("SERVICEKIT_LOG {directives:?}: {error}")))?;
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let ansi = progress::is_terminal() && !no_colour;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -27,7 +27,7 @@ impl Progress {
 
     /// Shows what is waited for now, and whether there is a terminal to show it on.
     pub(crate) fn show(&mut self, text: &str) -> bool {
-        let is_terminal = io::stderr().is_terminal();
+        let is_terminal = is_terminal();
         if is_terminal {
             self.spinner.get_or_insert_with(spinner).set_message(one_line(text));
         }
@@ -49,6 +49,11 @@ impl Drop for Progress {
             spinner.finish_and_clear();
         }
     }
+}
+
+/// Whether people watch, at a terminal that can do more than print.
+pub(crate) fn is_terminal() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
 fn spinner() -> ProgressBar {

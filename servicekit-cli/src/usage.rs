@@ -16,6 +16,11 @@ use crate::{
     report::{Failure, say},
 };
 
+/// The whole command line, for what is made of it.
+pub(crate) fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// Reads this process's arguments. Help and wrong usage have been printed when it returns an exit.
 pub(crate) fn parse() -> Result<Cli, Exit> {
     let command = Cli::command().mut_args(without_empty_variable);
@@ -108,10 +113,20 @@ mod tests {
     use super::*;
 
     fn commands() -> Vec<Command> {
-        let mut cli = Cli::command().bin_name("servicekit");
+        let mut cli = definition();
         cli.build();
-        let commands = cli.get_subcommands().filter(|command| command.get_name() != "help");
-        commands.cloned().collect()
+        below(&cli)
+    }
+
+    /// All commands below one, each before those below it.
+    fn below(command: &Command) -> Vec<Command> {
+        let children = command.get_subcommands().filter(|child| child.get_name() != "help");
+        children.flat_map(|child| [vec![child.clone()], below(child)].concat()).collect()
+    }
+
+    /// What is typed for a command.
+    fn typed(command: &Command) -> String {
+        command.get_bin_name().unwrap_or_default().to_owned()
     }
 
     /// The lines of a help that can be pasted.
@@ -121,6 +136,10 @@ mod tests {
 
     /// Splits as a shell does, as far as the examples go.
     fn split(line: &str) -> Vec<String> {
+        let line = line
+            .split_once(" > ")
+            .filter(|_| !line.contains('\''))
+            .map_or(line, |(before, _)| before);
         let quoted = line.trim().split('\'').enumerate();
         let words = quoted.flat_map(|(i, part)| match i % 2 {
             0 => part.split_whitespace().map(str::to_owned).collect(),
@@ -136,13 +155,13 @@ mod tests {
 
     #[test]
     fn every_command_has_examples_that_parse_and_can_be_pasted() {
-        for command in commands() {
+        for command in [vec![definition()], commands()].concat() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = examples(&help);
-            assert!(!examples.is_empty(), "{} has no examples", command.get_name());
+            assert!(!examples.is_empty(), "{} has no examples", typed(&command));
             for line in examples {
                 assert!(line.len() < 80, "wrapped on a narrow terminal: {line}");
-                assert_eq!(split(line)[1], command.get_name());
+                assert!(line.trim().starts_with(&typed(&command)), "{line}");
                 Cli::try_parse_from(split(line)).unwrap();
             }
         }
@@ -150,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_command_has_a_test_file() {
-        for command in commands() {
+        for command in definition().get_subcommands() {
             let name = command.get_name().replace('-', "_");
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name + ".rs");
             assert!(file.exists(), "{} is missing", file.display());
@@ -159,10 +178,10 @@ mod tests {
 
     #[test]
     fn help_reads_well() {
-        let mut all = Cli::command().bin_name("servicekit").term_width(100);
+        let mut all = definition().term_width(100);
         let mut text = all.render_long_help().to_string();
         for command in commands() {
-            let name = command.get_name().to_owned();
+            let name = typed(&command);
             let help = command.term_width(100).render_long_help();
             text += &format!("\n==== {name} ====\n\n{help}");
         }
