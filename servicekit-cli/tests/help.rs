@@ -49,14 +49,17 @@ fn every_example_runs() {
         let root = folder.display();
         line.replace(" /", &format!(" {root}/")).replace("local:/", &format!("local:{root}/"))
     };
-    let run = |line: &String| {
+    let run = |number: usize, line: &str| {
         let mut command = std::process::Command::new("/bin/sh");
         command.args(["-c", &format!("exec {}", here(line))]).current_dir(&folder);
         command.env_clear().env("PATH", &programs).env("SERVICEKIT_BACKEND", store.url());
+        // Two watchers of one service id would be in each other's way.
+        command.env("SERVICEKIT_NAMESPACE", format!("example-{number}"));
         store.spawn_command(command)
     };
+    let numbered = examples.iter().enumerate();
     let mut running: Vec<(Running, &String)> =
-        examples.iter().map(|line| (run(line), line)).collect();
+        numbered.map(|(number, line)| (run(number, line), line)).collect();
     let clock = servicekit::Env::system().clock;
     let later = clock.now() + Duration::from_secs(5);
     eventually("those that end by themselves", || {

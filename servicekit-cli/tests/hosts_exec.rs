@@ -91,3 +91,13 @@ fn a_signal_ends_it_with_its_whole_group_also_what_does_not_want_to() {
         });
     }
 }
+
+#[test]
+fn it_does_not_see_the_password_of_the_store() {
+    let mut store = Store::new();
+    store.set("SERVICEKIT_PASSWORD", "hush");
+    store.set("SERVICEKIT_NAMESPACE", "plain");
+    let script = "echo \"${SERVICEKIT_PASSWORD:-hidden} $SERVICEKIT_NAMESPACE\" > $OUT.new; mv $OUT.new $OUT";
+    let _following = exec(&store, "", script);
+    eventually_hooked(&store, "hidden plain\n");
+}

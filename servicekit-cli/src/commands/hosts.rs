@@ -144,7 +144,8 @@ async fn watch(
     context: &Context,
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
-    let hook = hosts.exec.map(|command| Hook::new(command, context.env.clone()));
+    let hidden = context.secret_variables();
+    let hook = hosts.exec.map(|command| Hook::new(command, hidden, context.env.clone()));
     let mut is_known = false;
     let told = unless_told(signals, async {
         let registry = context.connect_by(None).await?.registry;

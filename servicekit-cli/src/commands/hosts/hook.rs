@@ -37,9 +37,11 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 impl Hook {
-    pub(super) fn new(command: String, env: Env) -> Self {
+    /// Runs `command` through `sh`, without those variables of this process's environment that are to be `hidden`.
+    pub(super) fn new(command: String, hidden: &'static [&'static str], env: Env) -> Self {
         let lists = watch::Sender::new(None);
-        let worker = Worker { command, env, lists: lists.subscribe(), settled: None, retry: None };
+        let (settled, retry) = (None, None);
+        let worker = Worker { command, hidden, env, lists: lists.subscribe(), settled, retry };
         Self { lists, work: tokio::spawn(worker.run()) }
     }
 
@@ -62,6 +64,7 @@ impl Hook {
 
 struct Worker {
     command: String,
+    hidden: &'static [&'static str],
     env: Env,
     lists: watch::Receiver<Option<String>>,
     /// The list with which the command has succeeded last, unless it has been begun with another one since.
@@ -112,7 +115,7 @@ impl Worker {
 
     /// Runs the command to its end; `None` when it was asked to end before.
     async fn run_once(&self, list: &str) -> Option<io::Result<ExitStatus>> {
-        let mut run = match Run::start(&self.command) {
+        let mut run = match Run::start(&self.command, self.hidden) {
             Ok(run) => run,
             Err(error) => return Some(Err(error)),
         };
@@ -153,13 +156,13 @@ struct Run {
 }
 
 impl Run {
-    fn start(command: &str) -> io::Result<Self> {
-        let child = Command::new("sh")
-            .args(["-c", command])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
+    fn start(script: &str, hidden: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).process_group(0).stdin(Stdio::piped()).kill_on_drop(true);
+        for variable in hidden {
+            command.env_remove(variable);
+        }
+        let child = command.spawn()?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(Self { child, group })
     }
@@ -204,7 +207,7 @@ mod tests {
 
     /// A hook that runs a script in which `$OUT` is a file.
     fn hook(out: &Path, script: &str) -> Hook {
-        Hook::new(format!("OUT='{}'; {script}", out.display()), Env::system())
+        Hook::new(format!("OUT='{}'; {script}", out.display()), &[], Env::system())
     }
 
     async fn eventually(out: &Path, text: &str) {
