@@ -76,8 +76,8 @@ fn two_hundred_processes_share_a_store() {
 
 fn watcher(field: &Field, i: usize, target: &str) -> Child {
     // With room for a machine this busy: what is tested is the store, not the budget.
-    let id = format!("web-{i}");
-    let args = ["watch", "--label", "web", "--service-id", &id, "--address", "10.0.0.1"];
+    let (id, address) = (format!("web-{i}"), format!("10.0.0.{i}"));
+    let args = ["watch", "--label", "web", "--service-id", &id, "--address", &address];
     let probe = ["--monitor-tcp", target, "--timeout", "10s", "--detect-within", "120s"];
     field.command().args(args).args(probe).spawn().unwrap()
 }

@@ -51,7 +51,7 @@ fn who_keeps_the_store_locked_is_named_beside_all_other_findings() {
         let of = |check: &str| findings.iter().find(|finding| finding["check"] == check).unwrap();
         let lock = of("write lock");
         assert_eq!(lock["severity"], "problem");
-        assert!(lock["detail"].as_str().unwrap().contains(&me), "{lock}");
+        assert!(lock["remedy"].as_str().unwrap().contains(&me), "{lock}");
         assert_eq!(of("operations")["severity"], "problem");
         assert_eq!(of("content")["severity"], "fine", "a reader needs no lock");
     }

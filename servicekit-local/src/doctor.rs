@@ -45,9 +45,9 @@ impl FileDoctor {
             Ok(()) => Finding::fine("write lock", "free"),
             Err(error) => {
                 let remedy = match (error.kind(), Holder::of(path)) {
-                    (Kind::Timeout, Some(Holder { process, .. })) => {
-                        format!("let process {process} go on (kill -CONT {process}), or end it")
-                    }
+                    (Kind::Timeout, Some(Holder { process, what })) => format!(
+                        "process {process} ({what}) holds it: let it go on (kill -CONT {process}), or end it"
+                    ),
                     (Kind::Timeout, None) => {
                         format!("look at the processes that use it: fuser {}", path.display())
                     }

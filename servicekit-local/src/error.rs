@@ -5,8 +5,6 @@ use std::{io, path::Path};
 use rusqlite::ffi::ErrorCode;
 use servicekit_core::{Error, Kind, Retry};
 
-use crate::locks::Holder;
-
 /// What went wrong in a piece of work on the file.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -78,18 +76,7 @@ pub(crate) fn from_io(error: io::Error, doing: &str, path: &Path) -> Error {
 
 /// The error for a lock that was not to be had in time.
 pub(crate) fn busy(path: &Path) -> Error {
-    let message = format!("{}: {}", path.display(), locked(path));
-    Error::new(Kind::Timeout, message).retry_as(Retry::Safe)
-}
-
-/// Who holds a lock is seen by its neighbours alone, and only as long as it does.
-fn locked(path: &Path) -> String {
-    match Holder::of(path) {
-        Some(Holder { process, what }) => format!(
-            "it was locked for too long, now by process {process} ({what}); try again, and look at that process: ps -fp {process}"
-        ),
-        None => LOCKED.into(),
-    }
+    Error::new(Kind::Timeout, format!("{}: {LOCKED}", path.display())).retry_as(Retry::Safe)
 }
 
 fn from_sqlite(error: rusqlite::Error, phase: Phase, path: &Path) -> Error {
@@ -98,7 +85,6 @@ fn from_sqlite(error: rusqlite::Error, phase: Phase, path: &Path) -> Error {
         // Not SQLite but the reading of its answer failed: a column has a type that we never write.
         None => (Kind::Unexpected, Retry::Never, DAMAGED),
     };
-    let advice = if advice == LOCKED { locked(path) } else { advice.into() };
     Error::new(kind, format!("{}: {advice}", path.display())).retry_as(retry).because(error)
 }
 

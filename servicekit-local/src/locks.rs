@@ -15,6 +15,9 @@ pub(crate) struct Holder {
 impl Holder {
     /// Who keeps writers of this store waiting at this moment; `None` when nobody does, or nothing tells, as of a process
     /// in another container.
+    ///
+    /// For a doctor alone: while the kernel lists its locks, nobody on this host gets one, so that hundreds who ask
+    /// bring it to a halt.
     pub(crate) fn of(store: &Path) -> Option<Self> {
         let locks = fs::read_to_string("/proc/locks").ok()?;
         let inode = |path: &Path| fs::metadata(path).ok().map(|file| file.ino());
