@@ -31,7 +31,7 @@ use crate::{
     signals::Signals,
 };
 
-/// Discovery and leases for plain hosts, on the store that is already there
+/// Discovery, leases and certificates for plain hosts, on the store that is already there
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "servicekit",

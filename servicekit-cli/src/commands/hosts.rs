@@ -35,9 +35,9 @@ use crate::{
   servicekit hosts --label web --format haproxy
   servicekit hosts --label web --exec 'cat > /tmp/web.hosts'
 
-The command of --exec finds the list on its standard input, one host:port a line, or in the --format that is named. It runs
-for the list that is there first, also when that is empty, and again whenever the list has changed, one run at a time. One
-that fails is tried again, after 1s to 60s, or with the next list. While the store is away the list stays as it was.")]
+The command of --exec finds the list on its standard input, one host:port a line, or in the --format that is named. It runs \
+for the list that is there first, also when that is empty, and again whenever the list has changed, one run at a time. One that \
+fails is tried again, after 1s to 60s, or with the next list. While the store is away the list stays as it was.")]
 pub(crate) struct Hosts {
     /// The service
     #[arg(long)]
