@@ -70,7 +70,11 @@ const FAST: &str = "--interval 100ms --timeout 1s --detect-within 3s";
 fn who_asks_fails_with_3_and_the_address() {
     let store = gated();
     close(&store);
+    let identity = store.path("identity");
+    store.run(&format!("identity new --out {}", identity.display()));
+    let cert = format!("cert --label web --x509 --service-id a --identity {}", identity.display());
     for line in [
+        cert.as_str(),
         "services",
         "hosts --label web",
         "leases",

@@ -206,8 +206,9 @@ impl Request {
             return Err(Error::new(Kind::Invalid, message));
         }
         if let Some(lifetime) = &mut request.lifetime {
-            *lifetime =
-                Duration::from_secs(lifetime.as_secs() + u64::from(lifetime.subsec_nanos() > 0));
+            *lifetime = Duration::from_secs(
+                lifetime.as_secs().saturating_add(u64::from(lifetime.subsec_nanos() > 0)),
+            );
             if lifetime.is_zero() || *lifetime > CA_LIFETIME {
                 let message = format!(
                     "a certificate cannot last {} days: a CA lasts {} days, and none outlasts it",

@@ -141,8 +141,11 @@ impl Issuer {
     ///
     /// # Errors
     ///
-    /// `Invalid` when it would outlast the CA; `Unexpected` when the library for cryptography fails.
+    /// `Invalid` without a name, and when it would outlast the CA; `Unexpected` when the library for cryptography fails.
     pub fn issue(&self, subject: &Subject, now: Timestamp, random: &Random) -> Result<Issued> {
+        if subject.names.is_empty() {
+            return Err(Error::new(Kind::Invalid, "a certificate needs a name"));
+        }
         // A clock that is behind would make a certificate that ends before it begins.
         let now = whole_seconds(now).max(self.made);
         let not_after = now + subject.lifetime;

@@ -98,7 +98,7 @@ impl Vault {
                     ),
                 ));
             }
-            if revision <= mark.revision + 1 {
+            if revision <= mark.revision.saturating_add(1) {
                 let mark = self.raise(name, mark, revision).await?;
                 return Ok(Some(Entry { content, revision, version, mark }));
             }
@@ -119,7 +119,7 @@ impl Vault {
     ) -> Result<Option<Entry<T>>> {
         let (revision, expect, mark) = match before {
             Some(Entry { revision, version, mark, .. }) => {
-                (revision + 1, Expect::At(version.clone()), mark.clone())
+                (revision.saturating_add(1), Expect::At(version.clone()), mark.clone())
             }
             None => (1, Expect::Absent, Mark::default()),
         };

@@ -135,6 +135,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
             request("web", "user@host"),
             request("web", "web-1").with_lifetime(CA_LIFETIME + Duration::from_secs(1)),
             request("web", "web-1").with_lifetime(Duration::ZERO),
+            request("web", "web-1").with_lifetime(Duration::MAX),
             named("web", "web-1", &many),
         ] {
             let error = world.certificate(&asked).await.unwrap_err();

@@ -145,6 +145,13 @@ fn a_clock_that_is_behind_the_ca_makes_no_certificate_that_begins_before_it() {
 }
 
 #[test]
+fn a_certificate_without_a_name_is_refused() {
+    let subject = subject("web-1", &[], DAY);
+    let error = Issuer::new(&ca()).unwrap().issue(&subject, NOW, &Random::seeded(2)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+}
+
+#[test]
 fn dates_beyond_2049_are_written_as_such() {
     let later = Timestamp::from_millis(2_524_608_000_000);
     let ca = issue::ca(&Namespace::default(), later, &Random::seeded(1)).unwrap();

@@ -65,3 +65,74 @@ fn beside(store: &Path) -> PathBuf {
     name.push(".identity");
     name.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Connector, ServiceId,
+        connect::Options,
+        pki::{Authority, Request},
+    };
+
+    async fn identity_of(url: &str) -> Result<Identity> {
+        let address: Address = url.parse()?;
+        let connector = Connector::builtin().with("mine", mine);
+        let backend = connector.connect(&address, Options::default()).await?;
+        identity(&address, &backend, &Env::system()).await
+    }
+
+    /// A store that servicekit does not bring, so that others may reach it too.
+    async fn mine(_: Address, options: Options) -> Result<Backend> {
+        Connector::builtin().connect(&"memory".parse()?, options).await
+    }
+
+    #[tokio::test]
+    async fn a_shared_store_wants_one_to_be_named_and_tells_how_to_make_it() {
+        for problem in [
+            identity_of("mine://host").await.unwrap_err(),
+            identity_file(&"mine://host".parse().unwrap()).unwrap_err(),
+            identity_file(&"memory:".parse().unwrap()).unwrap_err(),
+        ] {
+            assert_eq!(problem.kind(), Kind::Secret);
+            assert!(
+                problem.to_string().contains("servicekit identity new --out FILE"),
+                "{problem}"
+            );
+        }
+        identity_of("memory:").await.unwrap();
+    }
+
+    #[cfg(feature = "local")]
+    #[tokio::test]
+    async fn a_store_of_this_host_has_one_beside_it_whatever_link_leads_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("store.db"), folder.path().join("link.db"));
+        let url = |path: &Path| format!("local:{}", path.display());
+        let made = identity_of(&url(&file)).await.unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let found = identity_of(&url(&link)).await.unwrap();
+        assert_eq!(found.recipient(), made.recipient());
+        assert!(folder.path().join("store.db.identity").exists());
+    }
+
+    #[cfg(feature = "local")]
+    #[tokio::test]
+    async fn one_that_was_lost_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("local:{}", folder.path().join("store.db").display());
+        let (address, env) = (url.parse().unwrap(), Env::system());
+        let options = Options::default();
+        let backend = Connector::builtin().connect(&address, options.clone()).await.unwrap();
+        let identity = identity(&address, &backend, &env).await.unwrap();
+        let authority = Authority::new(backend.certs, options.namespace, identity, env);
+        let id: ServiceId = "web-1".parse().unwrap();
+        authority.certificate(&Request::new("web".parse().unwrap(), id)).await.unwrap();
+        let file = identity_file(&address).unwrap();
+        fs::remove_file(&file).unwrap();
+        let problem = identity_of(&url).await.unwrap_err();
+        assert_eq!(problem.kind(), Kind::Secret);
+        assert!(problem.to_string().contains("put"), "{problem}");
+        assert!(!file.exists());
+    }
+}
