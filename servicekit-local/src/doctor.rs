@@ -188,7 +188,7 @@ fn waking(path: &Path) -> Finding {
         Ok(_) => Finding::fine("waking", "who waits sleeps until the file is written"),
         Err(error) => Finding::warning(
             "waking",
-            format!("who waits has to look 50 times a second: {error}"),
+            format!("who waits has to look 25 times a second: {error}"),
             "raise the limit of this user: sysctl fs.inotify.max_user_instances=1024",
         ),
     }

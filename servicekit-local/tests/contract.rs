@@ -8,7 +8,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Manual, count, ephemeral, group, host, key, place, put};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::poll_immediate};
 use servicekit_core::{
     Env, Kind, Retry,
     clock::{SystemClock, timeout},
@@ -376,6 +376,23 @@ fn who_watches_goes_on_when_the_runtime_that_polled_is_gone() {
     assert!(matches!(two.block_on(second.next()), Some(Ok(Change::Snapshot(_)))));
     drop(first);
     drop(one);
+    let other = two.block_on(Local::open(&path, Env::system())).unwrap();
+    two.block_on(other.put(&put(&key("a"), ""))).unwrap();
+    let next = two.block_on(async { timeout(&SystemClock, SECOND * 30, second.next()).await });
+    assert!(matches!(next, Ok(Some(Ok(Change::Put(_))))), "{next:?}");
+}
+
+#[test]
+fn who_watches_goes_on_when_the_runtime_was_gone_before_it_polled() {
+    let (_folder, path) = place();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (one, two) = (runtime(), runtime());
+    let local = two.block_on(Local::open(&path, Env::system())).unwrap();
+    let mut first = local.watch(&group("group"));
+    assert!(one.block_on(poll_immediate(first.next())).is_none(), "it has only begun");
+    drop((first, one));
+    let mut second = local.watch(&group("group"));
+    assert!(matches!(two.block_on(second.next()), Some(Ok(Change::Snapshot(_)))));
     let other = two.block_on(Local::open(&path, Env::system())).unwrap();
     two.block_on(other.put(&put(&key("a"), ""))).unwrap();
     let next = two.block_on(async { timeout(&SystemClock, SECOND * 30, second.next()).await });
