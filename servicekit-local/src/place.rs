@@ -33,8 +33,12 @@ impl Place {
         let path = fs::canonicalize(&absolute).map_err(failed("find"))?;
         let file = fs::metadata(&path).map_err(failed("look at"))?;
         if !file.is_file() {
-            let what = if file.is_dir() { "a folder" } else { "no ordinary file" };
-            let message = format!("{} is {what}; name a file in it", path.display());
+            let what = if file.is_dir() {
+                "a folder; name a file in it"
+            } else {
+                "no ordinary file; name another"
+            };
+            let message = format!("{} is {what}", path.display());
             return Err(Error::new(Kind::Invalid, message));
         }
         Ok(Self { path, identity: (file.dev(), file.ino()) })

@@ -92,6 +92,8 @@ pub(super) async fn within_reason(
 
 fn tell(progress: &mut Progress, label: &Label, event: Event<'_>) {
     match event {
+        // The slot is passed on at this moment: who is next is told by what comes next.
+        Event::Waiting { holders: [], .. } => {}
         Event::Waiting { ahead, holders } => {
             progress.tell(format!("waiting for {label}: {}; {ahead} ahead", describe(holders)));
         }
