@@ -25,7 +25,9 @@ fn an_attended_holder_stops_its_work_first() {
 fn an_unattended_lease_is_free_at_once() {
     let store = Store::new();
     let token = store.json("acquire-lease --label web --service-id a -o json")["token"].to_string();
-    assert_eq!(store.run(&format!("evict-lease --label web --token {token}")).code, 0);
+    let done = store.run(&format!("evict-lease --label web --token {token}"));
+    assert_eq!(done.code, 0);
+    assert!(done.stderr.contains("web is free\n"), "{}", done.stderr);
     assert_eq!(store.run("acquire-lease --label web --service-id b --acquire-timeout 0").code, 0);
 }
 

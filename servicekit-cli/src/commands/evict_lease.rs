@@ -33,11 +33,15 @@ impl EvictLease {
     pub(crate) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         let Self { label, token, force } = self;
         let provider = context.connect().await?.leases;
+        let grants = provider.inspect(&label).await?.map(|lease| lease.grants).unwrap_or_default();
+        let is_unattended = grants.iter().any(|grant| grant.token == token && !grant.attended);
         provider.evict(&label, token, force).await?;
         if force {
             say(format_args!(
                 "warning: {label} is free now; whoever held token {token} may still work, and overlap with the next"
             ));
+        } else if is_unattended {
+            say(format_args!("evicted token {token}, which no process keeps; {label} is free"));
         } else {
             say(format_args!(
                 "evicted token {token}; {label} is free when its holder has stopped, or one ttl from now"
