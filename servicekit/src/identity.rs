@@ -69,11 +69,7 @@ fn beside(store: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        Connector, ServiceId,
-        connect::Options,
-        pki::{Authority, Request},
-    };
+    use crate::{Connector, connect::Options};
 
     async fn identity_of(url: &str) -> Result<Identity> {
         let address: Address = url.parse()?;
@@ -119,6 +115,8 @@ mod tests {
     #[cfg(feature = "local")]
     #[tokio::test]
     async fn one_that_was_lost_is_not_replaced() {
+        use crate::pki::{Authority, Request};
+
         let folder = tempfile::tempdir().unwrap();
         let url = format!("local:{}", folder.path().join("store.db").display());
         let (address, env) = (url.parse().unwrap(), Env::system());
@@ -126,8 +124,8 @@ mod tests {
         let backend = Connector::builtin().connect(&address, options.clone()).await.unwrap();
         let identity = identity(&address, &backend, &env).await.unwrap();
         let authority = Authority::new(backend.certs, options.namespace, identity, env);
-        let id: ServiceId = "web-1".parse().unwrap();
-        authority.certificate(&Request::new("web".parse().unwrap(), id)).await.unwrap();
+        let request = Request::new("web".parse().unwrap(), "web-1".parse().unwrap());
+        authority.certificate(&request).await.unwrap();
         let file = identity_file(&address).unwrap();
         fs::remove_file(&file).unwrap();
         let problem = identity_of(&url).await.unwrap_err();
