@@ -16,8 +16,8 @@ use servicekit::{
     pki::issue::{self, Issuer, LIFETIME, Subject},
 };
 
-const ROUNDS: usize = 20;
-const CERTIFICATES: usize = 250;
+const ROUNDS: usize = 200;
+const CERTIFICATES: usize = 50;
 const NAMES: [&str; 2] = ["web-1.example.com", "web.example.com"];
 
 fn main() -> Result<(), Box<dyn Error>> {
