@@ -8,6 +8,7 @@ mod harness;
 use std::{
     fs,
     net::UdpSocket,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -196,10 +197,20 @@ fn haproxy_takes_what_it_is_given_and_forwards_to_who_is_up() {
     let server = Server::start(haproxy(&["-W"]), store.path("log"));
     eventually("HAProxy without servers", || status(&socket) == "503");
 
+    // HAProxy may miss a signal while it starts or reloads. Whatever reload begins from now on reads what is there now.
     let reload = format!(
-        "PATH=$PATH:/usr/sbin HAPROXY_CFG={} HAPROXY_RELOAD='kill -USR2 {}' {}",
+        "#!/bin/sh\nbegun() {{ grep -c 'Reloading HAProxy' {0}; }}\nbefore=$(begun)\n\
+         until [ \"$(begun)\" -gt \"$before\" ]; do kill -USR2 {1}; sleep 0.2; done\n",
+        store.path("log").display(),
+        server.0.id()
+    );
+    let script = store.path("reload");
+    fs::write(&script, reload).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let reload = format!(
+        "PATH=$PATH:/usr/sbin HAPROXY_CFG={} HAPROXY_RELOAD={} {}",
         main.display(),
-        server.0.id(),
+        script.display(),
         hook("reload-haproxy", &file, "").trim_end()
     );
     stays_up_to_date(&store, "haproxy", &reload, &|| status(&socket));
@@ -308,10 +319,10 @@ fn prometheus_discovers_through_a_file_and_through_http() {
     let discovery = Web::serving(store.json_text("hosts --label web --format prometheus"));
     let config = format!(
         "global: {{ scrape_interval: 1h }}\nscrape_configs:\n\
-         - job_name: file\n  file_sd_configs: [{{ files: ['{}'] }}]\n  relabel_configs: &relabel\n  \
+         - job_name: file\n  file_sd_configs: [{{ files: ['{}'], refresh_interval: 1s }}]\n  relabel_configs: &relabel\n  \
          - {{ source_labels: [__meta_servicekit_service_id], target_label: service_id }}\n  \
          - {{ source_labels: [__meta_servicekit_info_version], target_label: version }}\n\
-         - job_name: http\n  http_sd_configs: [{{ url: '{}' }}]\n  relabel_configs: *relabel\n",
+         - job_name: http\n  http_sd_configs: [{{ url: '{}', refresh_interval: 1s }}]\n  relabel_configs: *relabel\n",
         file.display(),
         discovery.url()
     );
