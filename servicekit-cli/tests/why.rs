@@ -52,7 +52,7 @@ fn who_is_lost_shows_that_as_of_now() {
     let web = Web::new(200);
     let mut watcher = store.watch_at("web-1", &web, "h1:1");
     watcher.says("-> up");
-    eventually("the registration", || store.run("why --label web").code == 0);
+    eventually("the registration", || store.run("hosts --label web").code == 0);
     drop(watcher);
     eventually("the loss", || history(&store, "")[0]["state"] == "lost");
     let known = &history(&store, "")[0];

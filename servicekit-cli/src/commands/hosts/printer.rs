@@ -79,6 +79,10 @@ impl Printer {
                 None => picked.push(instance),
             }
         }
+        if !self.lost.is_empty() {
+            // Who came back may be lost again.
+            self.lost = &self.lost & &lost(instances);
+        }
         let mut left_out = BTreeSet::new();
         for (problem, ids) in problems {
             let keyed: Vec<_> = ids.into_iter().map(|id| (problem.clone(), id)).collect();
@@ -93,8 +97,7 @@ impl Printer {
 
     /// Tells who is lost, once: they are missing although nobody saw them fail.
     pub(super) fn tell_lost(&mut self, instances: &[Arc<Instance>], mut tell: impl FnMut(String)) {
-        let lost = instances.iter().filter(|one| one.state == State::Lost && !self.all);
-        let lost: BTreeSet<_> = lost.map(|instance| instance.service_id.clone()).collect();
+        let lost = if self.all { BTreeSet::new() } else { lost(instances) };
         let remark = "lost (no sign of life from the node)";
         self.remark(lost.difference(&self.lost), remark, &mut tell);
         self.lost = lost;
@@ -160,4 +163,9 @@ impl Printer {
             tell(format!("{}: {} {remark}: {named}{more}", self.label, ids.len()));
         }
     }
+}
+
+fn lost(instances: &[Arc<Instance>]) -> BTreeSet<ServiceId> {
+    let lost = instances.iter().filter(|instance| instance.state == State::Lost);
+    lost.map(|instance| instance.service_id.clone()).collect()
 }
