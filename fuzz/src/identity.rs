@@ -7,7 +7,10 @@ pub fn identity(bytes: &[u8]) {
         Ok(identity) => assert!(identity.recipient().starts_with("age1")),
         Err(error) => {
             let shown = format!("{error:?} {error}");
-            assert!(text.len() < 16 || !shown.contains(text), "{shown}");
+            let secrets = text.split_whitespace().filter(|word| word.starts_with("AGE-SECRET"));
+            for secret in secrets.filter(|word| word.len() > "AGE-SECRET-KEY-1…;".len()) {
+                assert!(!shown.contains(secret), "{shown}");
+            }
         }
     }
 }
