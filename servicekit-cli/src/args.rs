@@ -1,6 +1,11 @@
 //! Parsers of arguments. Each error says what is wrong in a few words; clap adds where.
 
-use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use clap::builder::TypedValueParser;
 use servicekit::{Label, ServiceId, lease::Token};
@@ -130,9 +135,21 @@ pub(crate) fn host_problem(host: &str) -> Option<String> {
         return Some("a host does not begin with '-'".into());
     }
     let wrong = |c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c);
-    let at = host.chars().position(wrong)?;
-    let what = host.chars().nth(at)?;
-    Some(format!("{what:?} at character {} of the host", at + 1))
+    if let Some((at, what)) = host.chars().enumerate().find(|(_, c)| wrong(*c)) {
+        return Some(format!("{what:?} at character {} of the host", at + 1));
+    }
+    // One name that no resolver takes, and HAProxy refuses the whole file that it is in.
+    let odd = |part: &str| part.len() > 63 || part.starts_with('-') || part.ends_with('-');
+    if let Some(part) = host.split('.').find(|part| part.is_empty() || odd(part)) {
+        return Some(format!(
+            "{part:?} between the dots of the host: it takes 1 to 63 characters, and no '-' first or last"
+        ));
+    }
+    let is_number = host.rsplit('.').next().is_some_and(|last| last.parse::<u64>().is_ok());
+    if is_number && host.parse::<Ipv4Addr>().is_err() {
+        return Some("the host ends with a number and is no IPv4 address".into());
+    }
+    None
 }
 
 fn port(text: &str) -> Result<u16, String> {

@@ -188,6 +188,14 @@ pub(crate) async fn unless_told<T>(
     }
 }
 
+/// Files may be slow, or pipes that nobody writes to; a signal is heard all the same.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::Host(format!("a thread has failed: {error}")))?
+}
+
 /// Whether the store is away, said once.
 #[derive(Debug, Default)]
 pub(crate) struct Outage(bool);

@@ -92,6 +92,35 @@ fn resolvers_find_names_in_hosts() {
     assert!(other.starts_with("127.0.0.1 localhost\n"), "what is not ours stays: {other}");
 }
 
+/// Each service has a hook of its own, and all of them write one file.
+#[test]
+fn many_hooks_share_a_hosts_file_and_a_broken_one_is_left_alone() {
+    let store = Store::new();
+    let file = store.path("hosts");
+    fs::write(&file, "127.0.0.1 localhost\n").unwrap();
+    let run = |label: &str| {
+        let script = format!("echo 10.0.0.1 {label} | {}", hook("update-hosts-file", label, &file));
+        Command::new("sh").args(["-c", &script]).output().unwrap()
+    };
+    let labels = ["a", "b", "c", "d"];
+    std::thread::scope(|scope| {
+        for label in labels {
+            scope.spawn(move || (0..10).for_each(|_| assert!(run(label).status.success())));
+        }
+    });
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(written.starts_with("127.0.0.1 localhost\n"), "{written}");
+    for label in labels {
+        assert_eq!(written.matches(&format!("10.0.0.1 {label}\n")).count(), 1, "{written}");
+    }
+    let broken = format!("# web, by servicekit: begin\n{written}");
+    fs::write(&file, &broken).unwrap();
+    let refused = run("web");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has no end"), "{refused:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), broken);
+}
+
 fn unshare(command: &[&str]) -> Command {
     let mut unshare = Command::new("unshare");
     unshare.args(["--map-root-user", "--mount", "--"]).args(command);
@@ -161,6 +190,10 @@ fn odd_instances() -> Vec<Instance> {
         instance("directive", "127.0.0.1:1; } server { listen 8080", Some(80)),
         instance("line", "127.0.0.1\nfrontend x", Some(80)),
         instance("variable", "${HOME}", Some(80)),
+        instance("dots", "a..b", Some(80)),
+        instance("dot", ".", Some(80)),
+        instance("hyphen", "a-", Some(80)),
+        instance("number", "999.999.999.999", Some(80)),
         instance("unix", "unix", Some(80)),
         instance("portless", "127.0.0.1", None),
         instance("a@b", "127.0.0.1", Some(1)),

@@ -16,7 +16,7 @@ use servicekit::{
 use self::folder::Folder;
 use crate::{
     args,
-    context::Context,
+    context::{Context, blocking},
     exit::Exit,
     format::Table,
     output::{self, Output},
@@ -119,14 +119,6 @@ async fn identity(context: &Context, backend: &Backend) -> Result<Identity, Fail
         Some(file) => blocking(move || Ok(Identity::load(&file)?)).await,
         None => Ok(servicekit::identity(context.address(), backend, &context.env).await?),
     }
-}
-
-/// Files may be slow, or pipes that nobody writes to; a signal is heard all the same.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Failure::Host(format!("a thread has failed: {error}")))?
 }
 
 fn print(output: Output, printed: &Printed<'_>) -> Result<String, Failure> {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use servicekit::{Kind, identity_file, pki};
 
 use crate::{
-    context::Context,
+    context::{Context, blocking},
     exit::Exit,
     output::{self, Output},
     report::{Failure, chain},
@@ -74,7 +74,8 @@ impl Identity {
                     Some(file) => file.to_owned(),
                     None => identity_file(context.address())?,
                 };
-                (pki::Identity::load(&file)?, file, output)
+                let named = file.clone();
+                (blocking(move || Ok(pki::Identity::load(&named)?)).await?, file, output)
             }
         };
         let recipient = identity.recipient();
