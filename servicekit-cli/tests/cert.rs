@@ -155,8 +155,11 @@ fn out_writes_four_files_and_prints_their_paths() {
 
     // Nothing changes as long as nothing has to.
     let target = fs::read_link(out.join(".servicekit")).unwrap();
+    let changed = || fs::metadata(&out).unwrap().modified().unwrap();
+    let before = changed();
     store.json(&format!("{WEB} --out {}", out.display()));
     assert_eq!(fs::read_link(out.join(".servicekit")).unwrap(), target);
+    assert_eq!(changed(), before, "others may watch the folder");
     // Then all do, and nothing of the old is left.
     store.json(&format!("{WEB} --san b --out {}", out.display()));
     let changed = store.json(WEB);

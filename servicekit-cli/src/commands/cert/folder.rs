@@ -49,8 +49,11 @@ impl Folder {
         lock.lock().map_err(failed)?;
         let folder = Self { path, lock };
         folder.refuse_foreign()?;
-        // Tells whether it can be written before anything is issued.
-        drop(folder.new_set().map_err(failed)?);
+        // Tells whether it can be written before anything is issued. One that was written before is left as it is: others may
+        // watch it.
+        if fs::read_link(folder.path.join(CURRENT)).is_err() {
+            drop(folder.new_set().map_err(failed)?);
+        }
         Ok(folder)
     }
 
