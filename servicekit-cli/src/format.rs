@@ -14,6 +14,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use servicekit::{Instance, Label, State};
 
+pub(crate) use json::Summary;
 pub(crate) use table::Table;
 
 use crate::report::Failure;

@@ -53,7 +53,7 @@ Exit status:
   128 + N  ended by signal N
 
 Environment:
-  SERVICEKIT_LOG  what to log to stderr, such as debug; nothing unless it is set
+  SERVICEKIT_LOG  what to log to stderr, such as debug; servicekit=warn unless it is set
   NO_COLOR        no colours, also on a terminal
   and one for each flag that says so"
 )]
@@ -105,12 +105,10 @@ fn run(cli: Cli, connector: Connector, store: &mut String) -> Result<Exit, Failu
     exit
 }
 
-/// Logs to stderr what `SERVICEKIT_LOG` asks for, such as `debug`; nothing is set up unless it is set.
+/// Logs to stderr what `SERVICEKIT_LOG` asks for, such as `debug`; otherwise what somebody has to look into.
 fn start_logging() -> Result<(), Failure> {
-    let Some(directives) = std::env::var("SERVICEKIT_LOG").ok().filter(|text| !text.is_empty())
-    else {
-        return Ok(());
-    };
+    let asked = std::env::var("SERVICEKIT_LOG").ok().filter(|text| !text.is_empty());
+    let directives = asked.unwrap_or_else(|| "servicekit=warn".into());
     let filter = tracing_subscriber::EnvFilter::try_new(&directives)
         .map_err(|error| Failure::Usage(format!("SERVICEKIT_LOG {directives:?}: {error}")))?;
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

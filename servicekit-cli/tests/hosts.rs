@@ -6,6 +6,11 @@ use std::{process::Stdio, time::Duration};
 
 use harness::{Signal, Store, Web, eventually, hostname, instance};
 use serde_json::Value;
+use servicekit::{
+    Env, Name, Namespace,
+    store::{Expect, Group, Keep, Put, Store as _, WriteId},
+};
+use servicekit_local::Local;
 
 #[test]
 fn none_up_ends_with_1_and_a_valid_empty_document() {
@@ -288,4 +293,31 @@ fn a_store_that_is_away_for_the_whole_wait_ends_with_3() {
         assert_eq!((done.code, done.stdout.as_str()), (3, ""), "{options}: {done:?}");
         assert!(done.stderr.contains(&store.url()), "{}", done.stderr);
     }
+}
+
+#[test]
+fn a_record_that_is_not_ours_is_skipped_and_told_of_once() {
+    let store = Store::new();
+    let group = Group::scoped(&Namespace::default(), "instances", &"web".parse().unwrap());
+    let put = Put {
+        key: group.key("odd".parse::<Name>().unwrap()),
+        value: (*b"no JSON").into(),
+        expect: Expect::Absent,
+        keep: Keep::Durable,
+        write: WriteId::new("somebody"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let local = Local::open(&store.path("store.db"), Env::system()).await.unwrap();
+        local.put(&put).await.unwrap();
+    });
+    let done = store.run("hosts --label web --wait --timeout 2s");
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{done:?}");
+    assert_eq!(done.stderr.matches("skipped a record").count(), 1, "{}", done.stderr);
+    assert!(done.stderr.contains("instances/web/odd"), "{}", done.stderr);
+
+    let mut silent = store.command(["hosts", "--label", "web"]);
+    silent.env("SERVICEKIT_LOG", "off");
+    let done = store.spawn_command(silent).wait();
+    assert_eq!((done.code, done.stderr.as_str()), (1, ""));
 }

@@ -149,6 +149,10 @@ impl Authority {
                 return Ok(entry.into());
             }
             let before = found.as_ref().map(|entry| &entry.content);
+            if before.is_some_and(|leaf| leaf.ca != ca.cert) {
+                // Whoever trusts the former one refuses the new certificate.
+                tracing::warn!(certificate = %at, "the CA that issued it is gone; another one issues it anew");
+            }
             let leaf = self.issue(subject, request.lifetime, before, ca, now)?;
             match self.vault.write(&at, found.as_ref(), leaf).await? {
                 Some(entry) => return Ok(entry.into()),

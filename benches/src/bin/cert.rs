@@ -9,35 +9,17 @@ use std::{
     process::{Command, Stdio},
 };
 
-use wait4::Wait4 as _;
-
-const RUNS: usize = 200;
+use servicekit_benches::{binary, measure};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let binary = std::env::current_exe()?.with_file_name("servicekit");
-    if !binary.exists() {
-        return Err("build it first: cargo build --release -p servicekit-cli".into());
-    }
     let folder = tempfile::tempdir()?;
     let url = format!("local:{}", folder.path().join("servicekit.db").display());
-    let (mut cpu, mut memory) = (Vec::new(), 0);
+    let mut command = Command::new(binary()?);
+    command.args(["cert", "--label", "web", "--x509", "--service-id", "web-1", "--backend", &url]);
     // The first makes the CA and the certificate.
-    for run in 0..=RUNS {
-        let mut command = Command::new(&binary);
-        command.args(["cert", "--label", "web", "--x509", "--service-id", "web-1"]);
-        command.args(["--backend", &url]).stdout(Stdio::null());
-        let usage = command.spawn()?.wait4()?;
-        if !usage.status.success() {
-            return Err(format!("cert failed: {}", usage.status).into());
-        }
-        if run > 0 {
-            cpu.push(usage.rusage.utime + usage.rusage.stime);
-            memory = memory.max(usage.rusage.maxrss);
-        }
+    let first = command.stdout(Stdio::null()).status()?;
+    if !first.success() {
+        return Err(format!("cert failed: {first}").into());
     }
-    cpu.sort();
-    println!("CPU, median of {RUNS}:  {:6.2} ms", cpu[RUNS / 2].as_secs_f64() * 1e3);
-    println!("CPU, 95th percentile: {:6.2} ms", cpu[RUNS * 95 / 100].as_secs_f64() * 1e3);
-    println!("memory, largest:      {:6.2} MB", memory as f64 / 1e6);
-    Ok(())
+    measure(&mut command)
 }

@@ -9,7 +9,7 @@ use servicekit::{Instance, Label, Registry, ServiceId, State, Timestamp, instanc
 use crate::{
     context::Context,
     exit::Exit,
-    format::{self, Table},
+    format::{self, Summary, Table},
     output::{self, Output},
     report::{Failure, one_line},
 };
@@ -38,13 +38,8 @@ pub(crate) struct Why {
 
 #[derive(Serialize)]
 struct History<'a> {
-    label: &'a Label,
-    service_id: &'a ServiceId,
-    host: &'a str,
-    port: Option<u16>,
-    state: State,
-    reason: &'a str,
-    since: Timestamp,
+    #[serde(flatten)]
+    summary: Summary<'a>,
     /// The latest first.
     changes: Vec<&'a StateChange>,
 }
@@ -96,16 +91,7 @@ impl Why {
 
 impl<'a> History<'a> {
     fn of(instance: &'a Instance) -> Self {
-        Self {
-            label: &instance.label,
-            service_id: &instance.service_id,
-            host: &instance.host,
-            port: instance.port,
-            state: instance.state,
-            reason: &instance.reason,
-            since: instance.since,
-            changes: instance.changes.iter().rev().collect(),
-        }
+        Self { summary: Summary::of(instance), changes: instance.changes.iter().rev().collect() }
     }
 }
 

@@ -7,6 +7,16 @@ use crate::{output, report::Failure};
 
 #[derive(Serialize)]
 struct Host<'a> {
+    #[serde(flatten)]
+    summary: Summary<'a>,
+    weight: u32,
+    zone: Option<&'a str>,
+    info: &'a Info,
+}
+
+/// What every object about an instance begins with.
+#[derive(Serialize)]
+pub(crate) struct Summary<'a> {
     label: &'a Label,
     service_id: &'a ServiceId,
     host: &'a str,
@@ -14,25 +24,23 @@ struct Host<'a> {
     state: State,
     reason: &'a str,
     since: Timestamp,
-    weight: u32,
-    zone: Option<&'a str>,
-    info: &'a Info,
 }
 
 pub(super) fn render(instances: &[Instance]) -> Result<String, Failure> {
     let hosts = instances.iter().map(|instance| Host {
-        label: &instance.label,
-        service_id: &instance.service_id,
-        host: &instance.host,
-        port: instance.port,
-        state: instance.state,
-        reason: &instance.reason,
-        since: instance.since,
+        summary: Summary::of(instance),
         weight: instance.weight,
         zone: instance.zone.as_deref(),
         info: &instance.info,
     });
     output::json(&hosts.collect::<Vec<_>>())
+}
+
+impl<'a> Summary<'a> {
+    pub(crate) fn of(instance: &'a Instance) -> Self {
+        let Instance { label, service_id, host, port, state, reason, since, .. } = instance;
+        Self { label, service_id, host, port: *port, state: *state, reason, since: *since }
+    }
 }
 
 #[cfg(test)]
