@@ -33,7 +33,7 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 async fn authority(address: &Address) -> Result<Authority> {
     let backend = servicekit::Connector::builtin().connect(address, Options::default()).await?;
     let env = Env::system();
-    let identity = servicekit::identity(address, &backend, &env).await?;
+    let identity = servicekit::identity(address, &env).await?;
     Ok(Authority::new(backend.certs, Namespace::default(), identity, env))
 }
 

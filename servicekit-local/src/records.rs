@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row, params};
 use servicekit_core::{
-    Error, Instant, Kind, Name, Timestamp,
+    Error, Instant, Kind, Name, Namespace, Timestamp,
     store::{Expect, Group, Keep, Key, Life, Put, Record, Version, WriteId},
 };
 
@@ -65,6 +65,16 @@ impl View<'_> {
             self.read_group(group, &mut records)?;
             Ok(Listing { records, change: changed(self.conn, group)?, at: self.now })
         })
+    }
+
+    /// The namespaces that have a record. What no group of ours is called is in none.
+    pub(crate) fn namespaces(&self) -> Result<Vec<Namespace>> {
+        const SQL: &str =
+            "SELECT DISTINCT substr(grp, 1, instr(grp, '/') - 1) FROM records ORDER BY 1";
+        let mut statement = self.conn.prepare_cached(SQL)?;
+        let names: rusqlite::Result<Vec<String>> =
+            statement.query_map([], |row| row.get(0))?.collect();
+        Ok(names?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     fn read_group(&self, group: &Group, records: &mut Vec<Record>) -> Result<()> {

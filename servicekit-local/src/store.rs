@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use rusqlite::{Connection, ErrorCode};
 use servicekit_core::{
-    Capabilities, Env, Error, Instant, Kind, Result, Retry,
+    Capabilities, Env, Error, Instant, Kind, Namespace, Result, Retry,
     clock::timeout,
     store::{Change, Group, Key, Put, Record, Store, Version, WriteId},
 };
@@ -98,6 +98,16 @@ impl Local {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.place.path
+    }
+
+    /// The namespaces that have a record, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of reaching the store.
+    pub async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let read = self.read(|view| view.namespaces()).await;
+        read.map_err(|error| error.on("local").during("list namespaces"))
     }
 
     /// Reads one snapshot.

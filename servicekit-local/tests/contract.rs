@@ -10,9 +10,9 @@ use std::time::Duration;
 use common::{Manual, count, ephemeral, group, host, key, place, put};
 use futures_util::{StreamExt as _, future::poll_immediate};
 use servicekit_core::{
-    Env, Kind, Retry,
+    Env, Kind, Name, Namespace, Retry,
     clock::{SystemClock, timeout},
-    store::{Change, Expect, Keep, Life, Put, Record, Store as _, WriteId},
+    store::{Change, Expect, Group, Keep, Life, Put, Record, Store as _, WriteId},
 };
 use servicekit_local::Local;
 
@@ -397,4 +397,21 @@ fn who_watches_goes_on_when_the_runtime_was_gone_before_it_polled() {
     two.block_on(other.put(&put(&key("a"), ""))).unwrap();
     let next = two.block_on(async { timeout(&SystemClock, SECOND * 30, second.next()).await });
     assert!(matches!(next, Ok(Some(Ok(Change::Put(_))))), "{next:?}");
+}
+
+#[tokio::test]
+async fn its_namespaces_are_those_that_have_a_record() {
+    let (_folder, path) = place();
+    let local = Local::open(&path, Env::system()).await.unwrap();
+    assert!(local.namespaces().await.unwrap().is_empty());
+    let names: Vec<_> = ["b", "a", "a.b"].map(|name| name.parse::<Namespace>().unwrap()).into();
+    for namespace in &names {
+        for kind in ["certs", "labels"] {
+            let key = Group::of(namespace, kind).key("x".parse::<Name>().unwrap());
+            local.put(&put(&key, "")).await.unwrap();
+        }
+    }
+    let found = local.namespaces().await.unwrap();
+    let found: Vec<_> = found.iter().map(Namespace::as_str).collect();
+    assert_eq!(found, ["a", "a.b", "b"]);
 }

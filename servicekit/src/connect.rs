@@ -1,6 +1,13 @@
 //! From the address of a store to a [`Backend`]. The only file that knows which backends are compiled in.
 
-use std::{collections::BTreeMap, fmt, future::Future, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use servicekit_core::{
@@ -174,6 +181,23 @@ async fn local(address: Address, options: Options) -> Result<Backend> {
     let Options { namespace, env, limits } = options;
     let local = servicekit_local::Local::open(&path, env.clone()).await?;
     Ok(servicekit_local::backend(local, namespace, env, limits))
+}
+
+/// A backend for each namespace that has a record in a store of this host.
+#[cfg(feature = "local")]
+pub(crate) async fn namespaces(store: &Path, env: &Env) -> Result<Vec<Backend>> {
+    let local = servicekit_local::Local::open(store, env.clone()).await?;
+    let namespaces = local.namespaces().await?.into_iter();
+    let open = |namespace| {
+        servicekit_local::backend(local.clone(), namespace, env.clone(), Limits::default())
+    };
+    Ok(namespaces.map(open).collect())
+}
+
+/// No store is a file of this host in this build.
+#[cfg(not(feature = "local"))]
+pub(crate) async fn namespaces(_: &Path, _: &Env) -> Result<Vec<Backend>> {
+    Ok(Vec::new())
 }
 
 #[cfg(feature = "local")]

@@ -5,10 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use servicekit_core::{Backend, Env, Error, Kind, Result};
+use servicekit_core::{Env, Error, Kind, Result};
 use servicekit_pki::{Identity, has_ca};
 
-use crate::connect::{Address, Reach};
+use crate::connect::{Address, Reach, namespaces};
 
 /// The identity that seals the certificates in the store at `address`, when nobody names one.
 ///
@@ -18,16 +18,18 @@ use crate::connect::{Address, Reach};
 /// # Errors
 ///
 /// `Secret` for a store that other hosts may reach too: each of them needs the same identity, so it has to be named; for
-/// a file that is missing although there are certificates that it would open; and those of [`Identity::load`]. Those of
-/// reaching the store.
-pub async fn identity(address: &Address, backend: &Backend, env: &Env) -> Result<Identity> {
-    if address.reach()? == Reach::Process {
-        return Identity::generate();
-    }
-    let path = identity_file(address)?;
+/// a file that is missing although there are certificates that it would open, in whatever namespace; and those of
+/// [`Identity::load`]. Those of reaching the store.
+pub async fn identity(address: &Address, env: &Env) -> Result<Identity> {
+    let store = match address.reach()? {
+        Reach::Process => return Identity::generate(),
+        Reach::Host(store) => store,
+        Reach::Shared => return Err(unnamed()),
+    };
+    let path = beside(&store);
     if !path.exists() {
-        // Made before the CA by all: if there is a CA, it is there now, or was lost.
-        if has_ca(&*backend.certs).await? && !path.exists() {
+        // Made before any CA by all: if there is a CA, it is there now, or was lost.
+        if has_any_ca(&store, env).await? && !path.exists() {
             let message = format!(
                 "there are certificates in the store, and the identity that opens them is missing: put {} back, or name \
                  the file that has it (--identity)",
@@ -51,12 +53,31 @@ pub async fn identity(address: &Address, backend: &Backend, env: &Env) -> Result
 pub fn identity_file(address: &Address) -> Result<PathBuf> {
     match address.reach()? {
         Reach::Host(store) => Ok(beside(&store)),
-        Reach::Process | Reach::Shared => Err(Error::new(
+        Reach::Shared => Err(unnamed()),
+        Reach::Process => Err(Error::new(
             Kind::Secret,
-            "no identity is named, and all who use this store need the same; make one with: servicekit identity new \
-             --out FILE, and name it with --identity FILE or SERVICEKIT_IDENTITY",
+            "a store in memory has an identity of its own, which ends with the process; name the file of another one \
+             with --identity FILE or SERVICEKIT_IDENTITY",
         )),
     }
+}
+
+/// One identity opens all namespaces of a store, so that a CA in any of them was made with the one that is missing.
+async fn has_any_ca(store: &Path, env: &Env) -> Result<bool> {
+    for backend in namespaces(store, env).await? {
+        if has_ca(&*backend.certs).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn unnamed() -> Error {
+    Error::new(
+        Kind::Secret,
+        "no identity is named, and all who use this store need the same; make one with: servicekit identity new \
+         --out FILE, and name it with --identity FILE or SERVICEKIT_IDENTITY",
+    )
 }
 
 /// All processes have to agree on it, whatever links they reach the store by.
@@ -69,18 +90,9 @@ fn beside(store: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Connector, connect::Options};
 
     async fn identity_of(url: &str) -> Result<Identity> {
-        let address: Address = url.parse()?;
-        let connector = Connector::builtin().with("mine", mine);
-        let backend = connector.connect(&address, Options::default()).await?;
-        identity(&address, &backend, &Env::system()).await
-    }
-
-    /// A store that servicekit does not bring, so that others may reach it too.
-    async fn mine(_: Address, options: Options) -> Result<Backend> {
-        Connector::builtin().connect(&"memory".parse()?, options).await
+        identity(&url.parse()?, &Env::system()).await
     }
 
     #[tokio::test]
@@ -88,7 +100,6 @@ mod tests {
         for problem in [
             identity_of("mine://host").await.unwrap_err(),
             identity_file(&"mine://host".parse().unwrap()).unwrap_err(),
-            identity_file(&"memory:".parse().unwrap()).unwrap_err(),
         ] {
             assert_eq!(problem.kind(), Kind::Secret);
             assert!(
@@ -96,7 +107,14 @@ mod tests {
                 "{problem}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_in_memory_has_one_and_no_file_for_it() {
         identity_of("memory:").await.unwrap();
+        let problem = identity_file(&"memory:".parse().unwrap()).unwrap_err();
+        assert_eq!(problem.kind(), Kind::Secret);
+        assert!(problem.to_string().contains("ends with the process"), "{problem}");
     }
 
     #[cfg(feature = "local")]
@@ -114,15 +132,19 @@ mod tests {
 
     #[cfg(feature = "local")]
     #[tokio::test]
-    async fn one_that_was_lost_is_not_replaced() {
-        use crate::pki::{Authority, Request};
+    async fn one_that_was_lost_is_not_replaced_whatever_namespace_has_the_ca() {
+        use crate::{
+            Connector,
+            connect::Options,
+            pki::{Authority, Request},
+        };
 
         let folder = tempfile::tempdir().unwrap();
         let url = format!("local:{}", folder.path().join("store.db").display());
         let (address, env) = (url.parse().unwrap(), Env::system());
-        let options = Options::default();
+        let options = Options { namespace: "other".parse().unwrap(), ..Options::default() };
         let backend = Connector::builtin().connect(&address, options.clone()).await.unwrap();
-        let identity = identity(&address, &backend, &env).await.unwrap();
+        let identity = identity(&address, &env).await.unwrap();
         let authority = Authority::new(backend.certs, options.namespace, identity, env);
         let request = Request::new("web".parse().unwrap(), "web-1".parse().unwrap());
         authority.certificate(&request).await.unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 use servicekit::{
-    Backend, Label, ServiceId,
+    Label, ServiceId,
     pki::{Authority, Certificate, Facts, Identity, Request, San},
 };
 
@@ -85,7 +85,7 @@ impl Cert {
             None => None,
         };
         let backend = context.connect().await?;
-        let identity = identity(context, &backend).await?;
+        let identity = identity(context).await?;
         let (namespace, env) = (context.namespace().clone(), context.env.clone());
         let authority = Authority::new(backend.certs, namespace, identity, env);
         let certificate = authority.certificate(&request).await?;
@@ -114,10 +114,10 @@ impl Cert {
 }
 
 /// The identity that was named, or the one that belongs to the store.
-async fn identity(context: &Context, backend: &Backend) -> Result<Identity, Failure> {
+async fn identity(context: &Context) -> Result<Identity, Failure> {
     match context.identity().map(Path::to_owned) {
         Some(file) => blocking(move || Ok(Identity::load(&file)?)).await,
-        None => Ok(servicekit::identity(context.address(), backend, &context.env).await?),
+        None => Ok(servicekit::identity(context.address(), &context.env).await?),
     }
 }
 
