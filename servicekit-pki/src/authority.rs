@@ -61,6 +61,16 @@ pub struct Certificate {
     pub ca: String,
 }
 
+/// What is stored of the CA. [`Ca`] itself is not serializable, so that its key is not written by accident.
+#[derive(Debug, Serialize, Deserialize)]
+struct Root {
+    made: Timestamp,
+    not_after: Timestamp,
+    cert: String,
+    #[serde(with = "exposed")]
+    key: PrivateKey,
+}
+
 /// What is stored of a certificate.
 #[derive(Debug, Serialize, Deserialize)]
 struct Leaf {
@@ -134,8 +144,9 @@ impl Authority {
         let request = request.check()?;
         let at = place::leaf(&request.label, &request.service_id)?;
         let ca = place::ca()?;
-        let (ca, mut found) = try_join!(self.vault.read(&ca), self.vault.read::<Leaf>(&at))?;
-        let mut ca = ca.map(|entry| entry.content);
+        let (ca, mut found) =
+            try_join!(self.vault.read::<Root>(&ca), self.vault.read::<Leaf>(&at))?;
+        let mut ca: Option<Ca> = ca.map(|entry| entry.content.into());
         for _ in 0..TRIES {
             let before = found.as_ref().map(|entry| &entry.content);
             // Nothing is made for a request that makes no sense.
@@ -167,11 +178,11 @@ impl Authority {
         let at = place::ca()?;
         for _ in 0..TRIES {
             let ca = issue::ca(&self.namespace, self.env.clock.wall(), &self.env.random)?;
-            if let Some(entry) = self.vault.write(&at, None, ca).await? {
-                return Ok(entry.content);
+            if let Some(entry) = self.vault.write(&at, None, Root::from(ca)).await? {
+                return Ok(entry.content.into());
             }
-            if let Some(entry) = self.vault.read(&at).await? {
-                return Ok(entry.content);
+            if let Some(entry) = self.vault.read::<Root>(&at).await? {
+                return Ok(entry.content.into());
             }
         }
         Err(contended(&at))
@@ -244,6 +255,18 @@ impl Request {
         });
         let (label, service_id) = (self.label.clone(), self.service_id.clone());
         Ok(Subject { label, service_id, names, lifetime })
+    }
+}
+
+impl From<Ca> for Root {
+    fn from(Ca { made, not_after, cert, key }: Ca) -> Self {
+        Self { made, not_after, cert, key }
+    }
+}
+
+impl From<Root> for Ca {
+    fn from(Root { made, not_after, cert, key }: Root) -> Self {
+        Self { made, not_after, cert, key }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use age::secrecy::ExposeSecret as _;
@@ -20,6 +20,8 @@ pub struct Identity {
     pub(crate) age: age::x25519::Identity,
     /// Anybody can seal to a recipient; only who has the secret can also sign with this.
     pub(crate) signer: hmac::Key,
+    /// Where it was read from or written to.
+    file: Option<PathBuf>,
 }
 
 /// Far more than an identity file needs.
@@ -78,7 +80,11 @@ impl Identity {
         };
         let file = File::open(path).map_err(unreadable)?;
         // Of the file that is open, not of one that takes its place meanwhile.
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.is_dir() {
+            return Err(named(secret("is a folder; name the file")));
+        }
+        let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(named(secret(format!(
                 "can be read by others (mode {mode:04o}); close it with: chmod 600 {shown}"
@@ -95,7 +101,8 @@ impl Identity {
             Ok(text) => text,
             Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
         };
-        Self::parse(text).map_err(named)
+        let identity = Self::parse(text).map_err(named)?;
+        Ok(Self { file: Some(path.to_owned()), ..identity })
     }
 
     /// Draws a new one into a new file of mode 0600, whole or not at all.
@@ -106,7 +113,7 @@ impl Identity {
     pub fn create(path: &Path, now: Timestamp) -> Result<Self> {
         let identity = Self::generate()?;
         match identity.write(path, now) {
-            Ok(()) => Ok(identity),
+            Ok(()) => Ok(Self { file: Some(path.to_owned()), ..identity }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let message =
                     format!("{} exists; an identity is never overwritten", path.display());
@@ -125,13 +132,21 @@ impl Identity {
         self.age.to_public().to_string()
     }
 
+    /// For messages: where it is from, and its public half.
+    pub(crate) fn described(&self) -> String {
+        match &self.file {
+            Some(file) => format!("{} ({})", file.display(), self.recipient()),
+            None => self.recipient(),
+        }
+    }
+
     fn new(age: age::x25519::Identity) -> Result<Self> {
         let secret = age.to_string();
         let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"servicekit")
             .extract(secret.expose_secret().as_bytes());
         let signer = derived.expand(&[b"sealed records, version 1"], hmac::HMAC_SHA256);
         match signer {
-            Ok(signer) => Ok(Self { age, signer: signer.into() }),
+            Ok(signer) => Ok(Self { age, signer: signer.into(), file: None }),
             Err(_) => Err(Error::new(Kind::Unexpected, "no key can be derived from the identity")),
         }
     }
@@ -142,10 +157,12 @@ impl Identity {
             _ => Path::new("."),
         };
         let recipient = self.recipient();
-        let text = Zeroizing::new(format!(
-            "# created: {now}\n# public key: {recipient}\n{}\n",
-            self.age.to_string().expose_secret()
-        ));
+        // Sized for all of it, or growing would leave copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(512));
+        let secret = self.age.to_string();
+        text.push_str(&format!("# created: {now}\n# public key: {recipient}\n"));
+        text.push_str(secret.expose_secret());
+        text.push('\n');
         // Under its name only when it is whole and on the disk. Such a file has mode 0600 from the beginning.
         let mut file = tempfile::Builder::new().prefix(".identity-").tempfile_in(folder)?;
         file.write_all(text.as_bytes())?;

@@ -12,7 +12,7 @@ use servicekit_core::{Error, Kind, Label, Namespace, Random, Result, ServiceId, 
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::{PrivateKey, San, key::exposed};
+use crate::{PrivateKey, San};
 
 /// How long a CA lasts: ten years.
 pub const CA_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
@@ -30,7 +30,7 @@ const DAY: u64 = 86_400;
 const BACK_DATING: Duration = Duration::from_secs(5 * 60);
 
 /// A certificate authority: the trust anchor and its key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Ca {
     /// When it was made.
@@ -40,7 +40,6 @@ pub struct Ca {
     /// The self-signed certificate, PEM.
     pub cert: String,
     /// Its key.
-    #[serde(with = "exposed")]
     pub key: PrivateKey,
 }
 
@@ -141,7 +140,8 @@ impl Issuer {
     ///
     /// # Errors
     ///
-    /// `Invalid` without a name, and when it would outlast the CA; `Unexpected` when the library for cryptography fails.
+    /// `Invalid` without a name, when it would outlast the CA, and when that has ended; `Unexpected` when the library for
+    /// cryptography fails.
     pub fn issue(&self, subject: &Subject, now: Timestamp, random: &Random) -> Result<Issued> {
         if subject.names.is_empty() {
             return Err(Error::new(Kind::Invalid, "a certificate needs a name"));
@@ -149,7 +149,15 @@ impl Issuer {
         // A clock that is behind would make a certificate that ends before it begins.
         let now = whole_seconds(now).max(self.made);
         let not_after = now + subject.lifetime;
-        if now >= self.not_after || not_after > self.not_after {
+        if now >= self.not_after {
+            let message = format!(
+                "the CA ended at {}, and nothing can be issued in its name any more; to begin anew, take the records ca and \
+                 mark:ca out of the store, as docs/certificates.md shows",
+                self.not_after
+            );
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        if not_after > self.not_after {
             let message = format!(
                 "a certificate until {not_after} would outlast the CA, which ends at {}",
                 self.not_after

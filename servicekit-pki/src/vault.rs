@@ -182,7 +182,14 @@ impl Vault {
         }
         let document = seal::open(&self.identity, sealed).map_err(|problem| match problem {
             Problem::OpensNothing => {
-                refuse(name, format!("{problem}; name the right identity with --identity"))
+                let ours = self.identity.described();
+                refuse(
+                    name,
+                    format!(
+                        "{problem}; the identity in use is {ours}; the right one is the file that others who use this \
+                         store name (--identity), the one beside an embedded store, or your copy of it"
+                    ),
+                )
             }
             _ => refuse(name, problem.to_string()),
         })?;

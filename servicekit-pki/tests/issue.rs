@@ -120,15 +120,25 @@ fn nothing_outlasts_the_ca() {
     let last = NOW + (CA_LIFETIME - DAY);
     let end = ca().not_after;
     assert_eq!(issue_at(last, DAY).unwrap().facts.not_after, end);
+    for (now, lifetime) in [(last, DAY + Duration::from_secs(1)), (NOW, CA_LIFETIME + DAY)] {
+        let error = issue_at(now, lifetime).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.to_string().contains("outlast the CA, which ends at"), "{error}");
+    }
+}
+
+#[test]
+fn a_ca_that_has_ended_says_how_to_begin_anew() {
     for (now, lifetime) in [
-        (last, DAY + Duration::from_secs(1)),
         (NOW + CA_LIFETIME, Duration::ZERO),
         (NOW + CA_LIFETIME + DAY, Duration::from_secs(1)),
         (Timestamp::from_millis(u64::MAX), DAY),
     ] {
         let error = issue_at(now, lifetime).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
-        assert!(error.to_string().contains("outlast the CA, which ends at"), "{error}");
+        for part in ["the CA ended at", "records ca and mark:ca", "docs/certificates.md"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 }
 
