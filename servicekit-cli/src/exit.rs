@@ -23,7 +23,7 @@ impl Exit {
     pub(crate) const LEASE_LOST: Self = Self(123);
     /// With a child: timed out waiting for the lease.
     pub(crate) const TIMED_OUT: Self = Self(124);
-    /// With a child: servicekit itself failed, also when the store is away.
+    /// servicekit itself failed; with a child also when the store is away.
     pub(crate) const FAILED: Self = Self(125);
 
     /// With a child: the command cannot be executed.

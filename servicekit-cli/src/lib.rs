@@ -50,6 +50,7 @@ Exit status:
   3  the store could not be reached, or refused
   4  a secret is missing, cannot be read, or opens nothing
   5  superseded: another process has taken over this service id
+  125  servicekit itself failed, such as on a disk that is full
   128 + N  ended by signal N
 
 Environment:

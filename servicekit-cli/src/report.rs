@@ -41,9 +41,9 @@ impl Failure {
             Self::Stdout(error) if is_closed(error) && !with_child => Exit::DONE,
             Self::No(_) if with_child => Exit::TIMED_OUT,
             _ if with_child => Exit::FAILED,
-            Self::No(_) | Self::Host(_) => Exit::NO,
+            Self::No(_) => Exit::NO,
             // No answer, and not to be taken for one.
-            Self::Stdout(_) => Exit::FAILED,
+            Self::Host(_) | Self::Stdout(_) => Exit::FAILED,
             Self::Store(_) => Exit::STORE,
             Self::Secret(_) => Exit::SECRET,
             Self::Superseded(_) => Exit::SUPERSEDED,
@@ -149,6 +149,8 @@ mod tests {
         assert_eq!((away().exit(false), away().exit(true)), (Exit::STORE, Exit::FAILED));
         let no = Failure::No("not granted".into());
         assert_eq!((no.exit(false), no.exit(true)), (Exit::NO, Exit::TIMED_OUT));
+        let full = Failure::Host("the disk is full".into());
+        assert_eq!((full.exit(false), full.exit(true)), (Exit::FAILED, Exit::FAILED));
         let wrong = Failure::from(Error::new(Kind::Invalid, "wrong"));
         assert_eq!((wrong.exit(false), wrong.exit(true)), (Exit::USAGE, Exit::USAGE));
     }

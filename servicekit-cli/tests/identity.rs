@@ -51,7 +51,7 @@ fn what_age_makes_is_an_identity() {
 fn a_place_that_cannot_be_written_is_said() {
     let store = Store::new();
     let done = store.run("identity new --out /nowhere/at/all");
-    assert_eq!((done.code, done.stdout.as_str()), (1, ""));
+    assert_eq!((done.code, done.stdout.as_str()), (125, ""));
     assert!(done.stderr.contains("/nowhere/at/all cannot be written"), "{}", done.stderr);
     store.run("identity new").is_usage_error(&["--out"]);
     store.run("identity").is_usage_error(&["new", "show"]);

@@ -80,6 +80,6 @@ fn a_folder_that_cannot_be_made_is_named() {
     let store = Store::new();
     fs::write(store.path("file"), "").unwrap();
     let done = store.run(&format!("man --out {}", store.path("file/man1").display()));
-    assert_eq!((done.code, done.stdout.as_str()), (1, ""));
+    assert_eq!((done.code, done.stdout.as_str()), (125, ""));
     assert!(done.stderr.contains("file/man1: Not a directory"), "{}", done.stderr);
 }
