@@ -116,15 +116,24 @@ pub(crate) fn say(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "servicekit: {}", one_line(&text.to_string()));
 }
 
-/// Text from elsewhere, on one line and without what a terminal would act upon.
+/// Text from elsewhere, on one line and without what a terminal would act upon, or what would hide or reorder the rest.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' | '\t' => ' ',
-            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c if c.is_control() || is_unseen(c) => char::REPLACEMENT_CHARACTER,
             c => c,
         })
         .collect()
+}
+
+/// Whether a character has no width, changes the direction, or ends a line: Unicode's categories Cf, Zl and Zp.
+fn is_unseen(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+        | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}'..='\u{e007f}')
 }
 
 #[cfg(test)]
@@ -158,5 +167,10 @@ mod tests {
     #[test]
     fn what_others_wrote_cannot_steer_a_terminal() {
         assert_eq!(one_line("a\nb\x1b[31mc"), "a b\u{fffd}[31mc");
+        // What is not seen, and what turns the text around.
+        for c in ['\u{200b}', '\u{202e}', '\u{2066}', '\u{feff}', '\u{2028}', '\u{9b}'] {
+            assert_eq!(one_line(&format!("up{c}down")), "up\u{fffd}down", "{c:?}");
+        }
+        assert_eq!(one_line("Zürich, 東京"), "Zürich, 東京");
     }
 }
