@@ -1,8 +1,12 @@
 //! Data, on stdout.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    os::fd::AsFd as _,
+};
 
 use serde::Serialize;
+use tokio::{io::Interest, net::unix::pipe};
 
 use crate::report::Failure;
 
@@ -25,6 +29,19 @@ pub(crate) async fn print(text: String) -> Result<(), Failure> {
     match tokio::task::spawn_blocking(write).await {
         Ok(written) => written.map_err(Failure::Stdout),
         Err(error) => Err(Failure::Stdout(io::Error::other(error))),
+    }
+}
+
+/// Returns when nobody reads stdout any more, as far as it is a pipe. Who prints only now and then would not notice for long.
+pub(crate) async fn closed() -> Failure {
+    // Unchecked, as it is never written to this way: a pipe that does not block would be one for all who share it. A file is
+    // refused, and has no reader that could go.
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    match stdout.and_then(pipe::Sender::from_owned_fd_unchecked) {
+        Ok(stdout) if stdout.ready(Interest::ERROR).await.is_ok() => {
+            Failure::Stdout(io::ErrorKind::BrokenPipe.into())
+        }
+        _ => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod harness;
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    time::Duration,
+};
 
 use harness::{Signal, Store, Web, eventually, hostname, instance};
 use serde_json::Value;
@@ -320,4 +324,27 @@ fn a_record_that_is_not_ours_is_skipped_and_told_of_once() {
     silent.env("SERVICEKIT_LOG", "off");
     let done = store.spawn_command(silent).wait();
     assert_eq!((done.code, done.stderr.as_str()), (1, ""));
+}
+
+/// As in `servicekit hosts --watch | head -1`, where nothing else changes.
+#[test]
+fn it_ends_when_nobody_reads_it_any_more() {
+    let store = Store::new();
+    store.register([instance("one", "10.0.0.2", Some(80))]);
+    let mut command = store.command(["hosts", "--label", "web", "--watch"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "10.0.0.2:80\n");
+    let mut status = None;
+    eventually("its end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    // A reader that stays, of a pipe or a file, keeps it running.
+    let mut stays = store.spawn("hosts --label web --watch");
+    stays.last_line_is("10.0.0.2:80");
+    assert!(stays.is_running());
 }

@@ -147,7 +147,7 @@ async fn watch(
     let hidden = context.secret_variables();
     let hook = hosts.exec.map(|command| Hook::new(command, hidden, context.env.clone()));
     let mut is_known = false;
-    let told = unless_told(signals, async {
+    let follow = async {
         let registry = context.connect_by(None).await?.registry;
         let mut following = Following::new(registry.watch(&hosts.label));
         let mut printed = None;
@@ -172,6 +172,12 @@ async fn watch(
                     following.next().await
                 }
             };
+        }
+    };
+    let told = unless_told(signals, async {
+        tokio::select! {
+            ended = follow => ended,
+            failure = output::closed(), if hosts.watch => Err(failure),
         }
     })
     .await;
