@@ -110,8 +110,28 @@ impl Context {
         }
     }
 
-    /// Connects to the store.
+    /// Connects to the store, also when it takes its time at first: a file that somebody keeps locked.
     pub(crate) async fn connect(&self) -> Result<Backend, Failure> {
+        // Before the whole command has taken too long, so that it fails with the message of the store.
+        let deadline = self.env.clock.now() + self.store_timeout.mul_f64(0.9);
+        let mut error = match self.connect_once().await {
+            Err(Failure::Store(error)) if error.kind() == Kind::Timeout => error,
+            answer => return answer,
+        };
+        let again = || async {
+            self.env.clock.sleep(self.env.random.jitter(PAUSE, 0.5)).await;
+            self.connect_once().await
+        };
+        while let Some(answer) = self.until(deadline, again()).await {
+            match answer {
+                Err(Failure::Store(again)) if again.kind() == Kind::Timeout => error = again,
+                answer => return answer,
+            }
+        }
+        Err(error.into())
+    }
+
+    async fn connect_once(&self) -> Result<Backend, Failure> {
         let options = Options {
             namespace: self.namespace.clone(),
             env: self.env.clone(),
@@ -132,7 +152,7 @@ impl Context {
     pub(crate) async fn connect_by(&self, deadline: Option<Instant>) -> Result<Backend, Failure> {
         let mut outage = Outage::default();
         loop {
-            let error = match self.connect().await {
+            let error = match self.connect_once().await {
                 Err(Failure::Store(error)) if error.is_transient() => error,
                 answer => {
                     outage.back();

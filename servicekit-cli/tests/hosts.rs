@@ -348,3 +348,22 @@ fn it_ends_when_nobody_reads_it_any_more() {
     stays.last_line_is("10.0.0.2:80");
     assert!(stays.is_running());
 }
+
+#[test]
+fn a_file_that_is_kept_locked_is_waited_for_as_long_as_is_asked() {
+    let store = Store::new();
+    // Nobody can even read it, as while it becomes a store.
+    let holder = rusqlite::Connection::open(store.path("store.db")).unwrap();
+    holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let clock = Env::system().clock;
+    let began = clock.now();
+    let patient = store.spawn("hosts --label web --store-timeout 60s");
+    let done = store.run("hosts --label web --store-timeout 5s");
+    let took = clock.now().since(began);
+    assert_eq!((done.code, done.stdout.as_str()), (3, ""));
+    assert!(done.stderr.contains("kept it locked"), "{}", done.stderr);
+    assert!(took > Duration::from_secs(4), "{took:?}");
+    drop(holder);
+    let done = patient.wait();
+    assert_eq!((done.code, done.stderr.as_str()), (1, ""));
+}
