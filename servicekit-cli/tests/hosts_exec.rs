@@ -74,6 +74,33 @@ fn one_that_fails_is_said_and_tried_again() {
 }
 
 #[test]
+fn it_gets_no_table_for_people() {
+    let store = Store::new();
+    store.register([instance("one", "10.0.0.2", Some(80))]);
+    for format in ["", "-o text"] {
+        let done = store.run(&format!("hosts --label web --all --exec cat {format}"));
+        done.is_usage_error(&["--all", "--exec", "--format json"]);
+    }
+    for format in ["--format json", "-o json"] {
+        let _following =
+            exec(&store, &format!("--all {format}"), "cat > $OUT.new; mv $OUT.new $OUT");
+        eventually("JSON", || {
+            fs::read_to_string(store.path("hook")).is_ok_and(|said| said.starts_with("[{"))
+        });
+        fs::remove_file(store.path("hook")).unwrap();
+    }
+}
+
+#[test]
+fn one_that_hangs_is_told_of() {
+    let store = Store::new();
+    let mut following = exec(&store, "", "sleep 1000");
+    following.says("the command of --exec still runs after 30s, and changes wait for its end");
+    let done = following.end(Signal::TERM, SOON);
+    assert_eq!((done.code, done.stderr.lines().count()), (0, 1), "{}", done.stderr);
+}
+
+#[test]
 fn a_signal_ends_it_with_its_whole_group_also_what_does_not_want_to() {
     for signal in [Signal::TERM, Signal::INT] {
         let store = Store::new();

@@ -37,7 +37,9 @@ use crate::{
 
 The command of --exec finds the list on its standard input, one host:port a line, or in the --format that is named. It runs \
 for the list that is there first, also when that is empty, and again whenever the list has changed, one run at a time. One that \
-fails is tried again, after 1s to 60s, or with the next list. While the store is away the list stays as it was.")]
+fails is tried again, after 1s to 60s, or with the next list; one that hangs is told of after 30s. While the store is away the \
+list stays as it was. The names of --format env and prometheus take letters, digits and '_': all else in a label or an info key \
+becomes '_', so that a-b and a_b share a name there.")]
 pub(crate) struct Hosts {
     /// The service
     #[arg(long)]

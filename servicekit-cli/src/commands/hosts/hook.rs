@@ -33,6 +33,9 @@ const FOLD: Duration = Duration::from_millis(200);
 /// Pauses before a command that failed runs again: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// After how long it is told that a command still runs; then again after twice as long, and so on.
+const SLOW: Duration = Duration::from_secs(30);
+
 /// How long a command that is asked to end may take.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -119,17 +122,29 @@ impl Worker {
             Ok(run) => run,
             Err(error) => return Some(Err(error)),
         };
-        let status = {
-            let status = pin!(run.status(list));
-            match select(status, pin!(ended(self.lists.clone()))).await {
-                Either::Left((status, _)) => Some(status),
-                Either::Right(_) => None,
-            }
+        let status = tokio::select! {
+            biased;
+            status = run.status(list) => Some(status),
+            () = ended(self.lists.clone()) => None,
+            () = self.tell_slowness() => None,
         };
         if status.is_none() {
             run.stop(&self.env).await;
         }
         status
+    }
+
+    /// Tells now and then that the command still runs, as it holds up all lists after its own. Does not return.
+    async fn tell_slowness(&self) {
+        let (mut time, mut pause) = (Duration::ZERO, SLOW);
+        loop {
+            self.env.clock.sleep(pause).await;
+            time += pause;
+            pause = time;
+            say(format_args!(
+                "the command of --exec still runs after {time:?}, and changes wait for its end"
+            ));
+        }
     }
 
     fn failed(&mut self, ended: io::Result<ExitStatus>) {

@@ -49,6 +49,11 @@ impl Printer {
             let message = "--all shows states: it prints a table, or JSON with --format json";
             return Err(Failure::Usage(message.into()));
         }
+        if hosts.all && hosts.exec.is_some() && format.is_none() {
+            let message =
+                "--all prints a table for people; for the command of --exec add --format json";
+            return Err(Failure::Usage(message.into()));
+        }
         let port = match hosts.port {
             _ if hosts.no_port => Port::None,
             Some(port) => Port::Fixed(port),
