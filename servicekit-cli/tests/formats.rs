@@ -300,6 +300,35 @@ fn nginx_takes_what_it_is_given_and_forwards_to_who_is_up() {
     succeed(&mut nginx(&["-t", "-q"]));
 }
 
+/// Whatever ends the hook of nginx before nginx has said yes, no file that it has not taken stays.
+#[test]
+fn a_reload_of_nginx_that_is_killed_leaves_nothing_unchecked() {
+    let store = Store::new();
+    let file = store.path("web.conf");
+    let reload = |nginx: &str| {
+        let script = store.path("nginx");
+        fs::write(&script, nginx).unwrap();
+        let line = format!("echo new | {}", hook("reload-nginx", &file, ""));
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("NGINX", format!("sh {}", script.display()));
+        let output = command.output().unwrap();
+        (output.status.success(), fs::read_to_string(&file).unwrap())
+    };
+    fs::write(&file, "old\n").unwrap();
+    assert_eq!(reload("exit 1"), (false, "old\n".to_owned()));
+    assert_eq!(reload("kill -TERM $PPID"), (false, "old\n".to_owned()));
+    // Nobody can do anything then, but the next run.
+    assert_eq!(reload("kill -KILL $PPID"), (false, "new\n".to_owned()));
+    assert_eq!(reload("exit 1"), (false, "old\n".to_owned()));
+    assert_eq!(reload("exit 0"), (true, "new\n".to_owned()));
+    for name in ["web.conf.old", "web.conf.new", "web.conf.copy"] {
+        assert!(!store.path(name).exists(), "{name}");
+    }
+    // There was none before.
+    fs::remove_file(&file).unwrap();
+    assert_eq!(reload("exit 1"), (false, String::new()));
+}
+
 /// A load balancer follows who is up, through a hook that reloads it, and refuses what is no configuration.
 fn stays_up_to_date(store: &Store, format: &str, hook: &str, status: &dyn Fn() -> String) {
     let (good, gone) = (Web::new(200), Web::new(204));
