@@ -7,6 +7,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{io::Interest, net::unix::pipe};
+use zeroize::Zeroizing;
 
 use crate::report::Failure;
 
@@ -20,10 +21,10 @@ pub(crate) enum Output {
 }
 
 /// Prints `text` as it is. It does so on another thread, so that a reader that is stuck keeps no signal from being heard.
-pub(crate) async fn print(text: String) -> Result<(), Failure> {
+pub(crate) async fn print(text: impl AsRef<[u8]> + Send + 'static) -> Result<(), Failure> {
     let write = move || {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
+        stdout.write_all(text.as_ref())?;
         stdout.flush()
     };
     match tokio::task::spawn_blocking(write).await {
@@ -51,4 +52,13 @@ pub(crate) fn json(value: &impl Serialize) -> Result<String, Failure> {
         Ok(text) => Ok(text + "\n"),
         Err(error) => Err(Failure::Stdout(error.into())),
     }
+}
+
+/// The same with a secret in it, so that its memory is wiped. Whole lines do not stay in the buffer of stdout either.
+pub(crate) fn secret_json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    // Sized for a certificate with all that it may have, or growing would leave copies behind.
+    let mut json = Zeroizing::new(Vec::with_capacity(256 * 1024));
+    serde_json::to_writer(&mut *json, value).map_err(|error| Failure::Stdout(error.into()))?;
+    json.push(b'\n');
+    Ok(json)
 }

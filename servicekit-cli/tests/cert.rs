@@ -5,9 +5,11 @@
 mod harness;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, Permissions},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
+    process::Command,
 };
 
 use harness::Store;
@@ -125,16 +127,21 @@ fn without_the_identity_beside_the_store_what_is_there_is_not_replaced() {
     let first = store.json(WEB);
     let (identity, away) = (store.path("store.db.identity"), store.path("away"));
     fs::rename(&identity, &away).unwrap();
-    let done = store.run(WEB);
-    assert_eq!((done.code, done.stdout.as_str()), (4, ""));
-    assert!(done.stderr.contains("store.db.identity back"), "{}", done.stderr);
-    assert!(!identity.exists());
+    for namespace in ["default", "another"] {
+        let done = store.run(&format!("{WEB} --namespace {namespace}"));
+        assert_eq!((done.code, done.stdout.as_str()), (4, ""), "{namespace}");
+        assert!(done.stderr.contains("store.db.identity back"), "{}", done.stderr);
+        assert!(!identity.exists());
+    }
     assert_eq!(store.json(&format!("{WEB} --identity {}", away.display())), first);
     let other = store.path("other");
     store.run(&format!("identity new --out {}", other.display()));
     let done = store.run(&format!("{WEB} --identity {}", other.display()));
     assert_eq!((done.code, done.stdout.as_str()), (4, ""));
-    assert!(done.stderr.contains("sealed to another identity"), "{}", done.stderr);
+    let used =
+        format!("another identity, or is damaged; the identity in use is {}", other.display());
+    assert!(done.stderr.contains(&used), "{}", done.stderr);
+    assert!(done.stderr.contains("(age1"), "{}", done.stderr);
 }
 
 #[test]
@@ -194,12 +201,100 @@ fn files_of_others_are_never_replaced() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("key.pem"), "precious").unwrap();
     let done = store.run(&format!("{WEB} --out {}", out.display()));
-    assert_eq!((done.code, done.stdout.as_str()), (1, ""));
-    assert!(done.stderr.contains("key.pem was not written by servicekit"), "{}", done.stderr);
+    done.is_usage_error(&["key.pem was not written by servicekit", "name another folder (--out)"]);
     assert_eq!(fs::read_to_string(out.join("key.pem")).unwrap(), "precious");
     fs::remove_file(out.join("key.pem")).unwrap();
     symlink("/etc/passwd", out.join("ca.pem")).unwrap();
-    assert_eq!(store.run(&format!("{WEB} --out {}", out.display())).code, 1);
+    assert_eq!(store.run(&format!("{WEB} --out {}", out.display())).code, 2);
+}
+
+#[test]
+fn a_folder_of_another_instance_is_refused_before_anything_is_issued() {
+    let store = Store::new();
+    let out = store.path("tls");
+    store.json(&format!("{WEB} --out {}", out.display()));
+    let before = read(&out);
+    for other in ["--label web --service-id web-2", "--label db --service-id web-1"] {
+        let done = store.run(&format!("cert --x509 {other} --out {}", out.display()));
+        done.is_usage_error(&["has the certificate of web web-1", "--out", "empty that one"]);
+        assert_eq!(read(&out), before);
+    }
+    let names = "SELECT count(*) FROM records WHERE name LIKE 'leaf:%'";
+    assert_eq!(sqlite(&store, names), "1");
+    // An empty folder is anybody's, also when only what is seen was removed.
+    for name in FILES {
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    let other =
+        store.json(&format!("cert --x509 --label db --service-id db-1 --out {}", out.display()));
+    assert_eq!(other["label"], "db");
+    assert_ne!(read(&out), before);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 6, "nothing of the former is left");
+}
+
+#[test]
+fn a_folder_with_a_certificate_of_another_ca_is_not_taken_for_an_older_one() {
+    let store = Store::new();
+    let (out, web) = (store.path("tls"), format!("{WEB} --out {}", store.path("tls").display()));
+    store.json(&web);
+    let first = read(&out);
+    // In another namespace the revision is the same, then higher.
+    for san in ["a", "b", "c"] {
+        let done = store.run(&format!("{web} --namespace other --san {san}"));
+        done.is_usage_error(&["a certificate of another CA", "--out", "empty that one"]);
+        assert_eq!(read(&out), first);
+    }
+    // The way to begin anew that docs/certificates.md shows.
+    let begin = "DELETE FROM records WHERE grp = 'default/certs' AND name IN ('ca', 'mark:ca')";
+    sqlite(&store, begin);
+    let done = store.run(&web);
+    assert_eq!((done.code, done.stdout.as_str()), (2, ""));
+    assert!(done.stderr.contains("the CA that issued it is gone"), "{}", done.stderr);
+    assert!(done.stderr.contains("a certificate of another CA"), "{}", done.stderr);
+    assert_eq!(read(&out), first);
+    fs::remove_dir_all(&out).unwrap();
+    store.json(&web);
+    assert_ne!(read(&out)[3], first[3]);
+}
+
+fn sqlite(store: &Store, sql: &str) -> String {
+    let output = Command::new("sqlite3").arg(store.path("store.db")).arg(sql).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A process that was killed has left its links, its set with a key in it, and the link that was about to replace the one in
+/// force. The next one removes them, also when it fails or has nothing to do.
+#[test]
+fn what_a_killed_process_left_is_removed_by_the_next() {
+    let store = Store::new();
+    let out = store.path("tls");
+    let leave = || {
+        fs::create_dir_all(out.join(".servicekit-killed")).unwrap();
+        fs::write(out.join(".servicekit-killed/key.pem"), "secret").unwrap();
+        symlink(".servicekit-killed", out.join(".servicekit.next")).unwrap();
+    };
+    let names = || {
+        let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.map(|name| name.into_string().unwrap()).collect::<BTreeSet<_>>()
+    };
+    leave();
+    for name in FILES {
+        symlink(Path::new(".servicekit").join(name), out.join(name)).unwrap();
+    }
+    let fails = format!("{WEB} --out {} --identity /none", out.display());
+    assert_eq!(store.run(&fails).code, 4);
+    assert_eq!(names(), BTreeSet::new());
+
+    store.json(&format!("{WEB} --out {}", out.display()));
+    let (whole, files) = (names(), read(&out));
+    assert_eq!(whole.len(), 6);
+    leave();
+    assert_eq!(store.run(&fails).code, 4);
+    assert_eq!(names(), whole);
+    leave();
+    store.json(&format!("{WEB} --out {}", out.display()));
+    assert_eq!((names(), read(&out)), (whole, files));
 }
 
 /// The store as a whole, put back: its own records cannot tell, the folder can.

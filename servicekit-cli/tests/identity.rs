@@ -63,6 +63,9 @@ fn the_one_beside_the_store_is_shown_once_it_is_made() {
     let missing = store.run("identity show");
     assert_eq!((missing.code, missing.stdout.as_str()), (4, ""));
     assert!(missing.stderr.contains("store.db.identity is missing"), "{}", missing.stderr);
+    let memory = store.run("identity show --backend memory:");
+    assert_eq!((memory.code, memory.stdout.as_str()), (4, ""));
+    assert!(memory.stderr.contains("in memory has an identity of its own"), "{}", memory.stderr);
     store.json("cert --label web --x509 --service-id web-1");
     let shown = store.run("identity show");
     assert!(shown.stdout.starts_with("age1"), "{shown:?}");
@@ -109,7 +112,8 @@ fn an_identity_that_does_not_do_says_what_to_do() {
         (file("recipient", b"age1qqqqqqqqqqqqqqqq\n", 0o600), "no secret key"),
         (file("ssh", b"-----BEGIN OPENSSH PRIVATE KEY-----", 0o600), "no secret key"),
         (file("large", &[b'#'; 70_000], 0o600), "too large"),
-        (folder.display().to_string(), "cannot be read"),
+        (folder.display().to_string(), "is a folder; name the file"),
+        (store.path("").display().to_string(), "is a folder; name the file"),
     ] {
         let commands = ["cert --label web --x509 --service-id web-1", "identity show"];
         for command in commands {

@@ -12,6 +12,7 @@ use servicekit::{
     Label, ServiceId,
     pki::{Authority, Certificate, Facts, Identity, Request, San},
 };
+use zeroize::Zeroizing;
 
 use self::folder::Folder;
 use crate::{
@@ -31,7 +32,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   servicekit cert --label web --x509 --service-id web-1 --out /etc/web/tls
-  servicekit cert --label web --x509 --san web.example.com --san 10.0.0.1")]
+  servicekit cert --label web --x509 --san web.example.com --san 10.0.0.1
+
+The files of --out are links into a hidden folder, which is replaced as a whole. The key is for the user who runs this, mode 0600; \
+changing its owner or mode does not last. For a service that runs as another user, run this as that user, or copy the key after \
+each run: install -o web -m 0600 DIR/key.pem /run/web/. A folder with another instance's certificate is refused: empty it first.")]
 pub(crate) struct Cert {
     /// The service
     #[arg(long)]
@@ -81,7 +86,10 @@ impl Cert {
         // Before anything is issued: a folder that cannot be written is known now, and what is in it is older than what the
         // store is going to answer.
         let folder = match out {
-            Some(path) => Some(blocking(move || Folder::open(&path)).await?),
+            Some(path) => {
+                let request = request.clone();
+                Some(blocking(move || Folder::open(&path, &request)).await?)
+            }
             None => None,
         };
         let backend = context.connect().await?;
@@ -121,9 +129,9 @@ async fn identity(context: &Context) -> Result<Identity, Failure> {
     }
 }
 
-fn print(output: Output, printed: &Printed<'_>) -> Result<String, Failure> {
+fn print(output: Output, printed: &Printed<'_>) -> Result<Zeroizing<Vec<u8>>, Failure> {
     match output {
-        Output::Json => output::json(printed),
+        Output::Json => output::secret_json(printed),
         Output::Text => {
             let Facts { label, service_id, names, serial, .. } = printed.facts;
             let Facts { not_before, not_after, renew_at, .. } = printed.facts;
@@ -146,7 +154,7 @@ fn print(output: Output, printed: &Printed<'_>) -> Result<String, Failure> {
                 not_after.to_string(),
                 renew_at.to_string(),
             ]);
-            Ok(table.render())
+            Ok(Zeroizing::new(table.render().into_bytes()))
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The files are in a folder of their own, `.servicekit-…`, which the link `.servicekit` points to; `key.pem` and the others are
 //! links through that one. A new set is written beside the old one, and comes into force when `.servicekit` is replaced.
-//! Whatever ends this process, the four files are all the old ones or all the new ones.
+//! Whatever ends this process, the four files are all the old ones or all the new ones. What a process that was killed has left
+//! is removed by the next one, before it does anything else.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -12,7 +13,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use servicekit::pki::{Certificate, Facts};
+use servicekit::pki::{Certificate, Facts, Request};
+use zeroize::Zeroizing;
 
 use crate::report::Failure;
 
@@ -23,12 +25,13 @@ pub(super) struct Folder {
     lock: File,
 }
 
-/// What is known of the set: tells whether the store was put back.
+/// What is known of the set: tells whose it is, and whether the store was put back.
 #[derive(Serialize, Deserialize)]
 struct Known {
     #[serde(flatten)]
     facts: Facts,
     revision: u64,
+    ca: String,
 }
 
 const NAMES: [&str; 4] = ["key.pem", "cert.pem", "chain.pem", "ca.pem"];
@@ -38,8 +41,9 @@ const NEXT: &str = ".servicekit.next";
 const SET: &str = ".servicekit-";
 
 impl Folder {
-    /// Makes the folder where it is missing, for its owner alone, and waits until no other process writes to it.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    /// Makes the folder where it is missing, for its owner alone, and waits until no other process writes to it. One that is
+    /// somebody else's is refused.
+    pub(super) fn open(path: &Path, request: &Request) -> Result<Self, Failure> {
         let failed = |error| cannot("written", path, &error);
         if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(path) {
             return Err(cannot("made", path, &error));
@@ -49,6 +53,8 @@ impl Folder {
         lock.lock().map_err(failed)?;
         let folder = Self { path, lock };
         folder.refuse_foreign()?;
+        folder.clean();
+        folder.refuse_other(request)?;
         // Tells whether it can be written before anything is issued. One that was written before is left as it is: others may
         // watch it.
         if fs::read_link(folder.path.join(CURRENT)).is_err() {
@@ -65,37 +71,42 @@ impl Folder {
     /// Makes the files say what the certificate does; does nothing when they do already.
     pub(super) fn update(&self, certificate: &Certificate) -> Result<(), Failure> {
         self.refuse_older(certificate)?;
-        let Certificate { key, cert, chain, ca, .. } = certificate;
+        let Certificate { facts, revision, key, cert, chain, ca, .. } = certificate;
+        let known = Known { facts: facts.clone(), revision: *revision, ca: ca.clone() };
+        let failed = |error| cannot("written", &self.path, &error);
+        let known = serde_json::to_string(&known).map_err(|error| failed(error.into()))?;
         let files = [key.expose(), cert, chain, ca];
-        if !self.has(files) {
-            let known = Known { facts: certificate.facts.clone(), revision: certificate.revision };
-            let replaced = self.replace(files, &known);
-            replaced.map_err(|error| cannot("written", &self.path, &error))?;
+        if !self.has(files, &known) {
+            self.replace(files, &known).map_err(failed)?;
+            self.clean();
         }
-        self.remove_old_sets();
         Ok(())
     }
 
-    fn has(&self, files: [&str; 4]) -> bool {
-        let same = |(name, content): (&str, &str)| {
-            fs::read(self.path.join(name)).is_ok_and(|found| found == content.as_bytes())
+    fn has(&self, files: [&str; 4], known: &str) -> bool {
+        let is = |path: PathBuf, content: &str| {
+            // One of them is the key.
+            let found = fs::read(path).map(Zeroizing::new);
+            found.is_ok_and(|found| *found == content.as_bytes())
         };
         let mode = fs::metadata(self.path.join(NAMES[0])).map(|key| key.permissions().mode());
-        mode.is_ok_and(|mode| mode & 0o777 == 0o600) && NAMES.into_iter().zip(files).all(same)
+        mode.is_ok_and(|mode| mode & 0o777 == 0o600)
+            && NAMES.into_iter().zip(files).all(|(name, content)| is(self.path.join(name), content))
+            && is(self.path.join(CURRENT).join(KNOWN), known)
     }
 
-    fn replace(&self, files: [&str; 4], known: &Known) -> io::Result<()> {
+    fn replace(&self, files: [&str; 4], known: &str) -> io::Result<()> {
         let set = self.new_set()?;
         let modes = [0o600, 0o644, 0o644, 0o644];
         for ((name, content), mode) in NAMES.into_iter().zip(files).zip(modes) {
             write(&set.path().join(name), content.as_bytes(), mode)?;
         }
-        write(&set.path().join(KNOWN), &serde_json::to_vec(known)?, 0o644)?;
+        write(&set.path().join(KNOWN), known.as_bytes(), 0o644)?;
         // Who may enter is up to the folder that it is in.
         fs::set_permissions(set.path(), Permissions::from_mode(0o755))?;
         File::open(set.path())?.sync_all()?;
 
-        // These lead nowhere at first, so that all four appear at the same moment.
+        // These lead nowhere at first, so that all four appear at the same moment: made later, they would appear one by one.
         for name in NAMES {
             match symlink(Path::new(CURRENT).join(name), self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -103,7 +114,6 @@ impl Folder {
             }
         }
         let next = self.path.join(NEXT);
-        let _ = fs::remove_file(&next);
         symlink(set.path().file_name().unwrap_or_default(), &next)?;
         fs::rename(next, self.path.join(CURRENT))?;
         // In force, and no longer to be removed.
@@ -116,13 +126,26 @@ impl Folder {
         tempfile::Builder::new().prefix(SET).tempdir_in(&self.path)
     }
 
-    /// Removes what earlier sets, and processes that were killed, have left. What cannot be removed is tried again next time.
-    fn remove_old_sets(&self) {
-        let Ok(current) = fs::read_link(self.path.join(CURRENT)) else { return };
+    /// Removes old sets, and what processes that were killed have left. Nothing is touched where there is nothing of that; what
+    /// cannot be removed is tried again next time.
+    fn clean(&self) {
+        let _ = fs::remove_file(self.path.join(NEXT));
+        let is_there = |name| fs::symlink_metadata(self.path.join(name)).is_ok();
+        if !NAMES.into_iter().any(is_there) {
+            // Who has emptied the folder has missed what is hidden in it.
+            let _ = fs::remove_file(self.path.join(CURRENT));
+        }
+        let current = fs::read_link(self.path.join(CURRENT)).unwrap_or_default();
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let is_set = entry.file_name().to_str().is_some_and(|name| name.starts_with(SET));
             if is_set && entry.file_name() != current.as_os_str() {
                 let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        if !self.path.join(CURRENT).exists() {
+            // They are ours, and lead nowhere.
+            for name in NAMES {
+                let _ = fs::remove_file(self.path.join(name));
             }
         }
     }
@@ -136,7 +159,7 @@ impl Folder {
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
             };
             if !ours {
-                return Err(Failure::Host(format!(
+                return Err(Failure::Usage(format!(
                     "{} was not written by servicekit; move it away, or name another folder (--out)",
                     path.display()
                 )));
@@ -145,29 +168,51 @@ impl Folder {
         Ok(())
     }
 
-    /// Refuses a certificate of the same instance that is older than what is here: the store was put back.
-    fn refuse_older(&self, certificate: &Certificate) -> Result<(), Failure> {
-        let known = fs::read(self.path.join(CURRENT).join(KNOWN));
-        let Some(here) = known.ok().and_then(|json| serde_json::from_slice::<Known>(&json).ok())
-        else {
+    /// Refuses to replace the certificate of another instance: who has it would go on with a name that is not theirs.
+    fn refuse_other(&self, request: &Request) -> Result<(), Failure> {
+        let Some(Known { facts: Facts { label, service_id, .. }, .. }) = self.known() else {
             return Ok(());
         };
-        let (facts, revision) = (&certificate.facts, certificate.revision);
-        let is_same =
-            (&facts.label, &facts.service_id) == (&here.facts.label, &here.facts.service_id);
-        let is_older = revision < here.revision
-            || revision == here.revision && facts.serial != here.facts.serial;
-        if is_same && is_older {
+        if (&label, &service_id) == (&request.label, &request.service_id) {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "{} has the certificate of {label} {service_id}, not of {} {}; name another folder (--out), or empty that one \
+             to replace it",
+            self.path.display(),
+            request.label,
+            request.service_id,
+        )))
+    }
+
+    /// Refuses a certificate of another CA, which nobody would accept who trusts the one that is here; and one that is older
+    /// than what is here: the store was put back.
+    fn refuse_older(&self, certificate: &Certificate) -> Result<(), Failure> {
+        let Some(here) = self.known() else { return Ok(()) };
+        let (path, Facts { label, service_id, serial, .. }) =
+            (self.path.display(), &certificate.facts);
+        // Revisions of another CA's certificates say nothing about these.
+        if here.ca != certificate.ca {
+            return Err(Failure::Usage(format!(
+                "{path} has a certificate of another CA than that of this store and namespace; name another folder (--out), \
+                 or, when the CA was made anew or the store is another on purpose, empty that one to replace it"
+            )));
+        }
+        let revision = certificate.revision;
+        if revision < here.revision || revision == here.revision && *serial != here.facts.serial {
             return Err(Failure::Secret(format!(
-                "the store was rolled back: it has certificate {revision} of {} {}, and {} has certificate {}, which is \
-                 another; if this is another store on purpose, remove that folder",
-                facts.label,
-                facts.service_id,
-                self.path.display(),
+                "the store was rolled back: it has certificate {revision} of {label} {service_id}, and {path} has certificate \
+                 {}, which is another; to take the older one on purpose, empty that folder",
                 here.revision,
             )));
         }
         Ok(())
+    }
+
+    /// What is known of the set in force. One that cannot be read is mended as any other file.
+    fn known(&self) -> Option<Known> {
+        let json = fs::read(self.path.join(CURRENT).join(KNOWN)).ok()?;
+        serde_json::from_slice(&json).ok()
     }
 }
 
