@@ -4,9 +4,11 @@
 //!   is all that a store's author needs.
 //! - [`fault`]: a store that fails as real ones do, repeatably from a seed, and one that counts requests.
 //! - [`sim`]: a runtime whose time passes as fast as it can, with clocks that jump.
+//! - [`server`]: real servers, for the time of a test.
 //! - [`history`]: what happened to a lease, and whether that may have happened.
 
 pub mod fault;
 pub mod history;
+pub mod server;
 pub mod sim;
 pub mod suite;

@@ -1,0 +1,190 @@
+//! The members of a cluster: one connection to the one that works, and the next when it fails.
+
+use std::{
+    fmt, fs,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions,
+};
+use servicekit_core::{Env, Error, Kind, Result, clock::timeout};
+use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
+
+use crate::{
+    config::{Config, Tls, refuse_exposed},
+    error::{Effect, explain, is_of_this_member, silent},
+};
+
+/// How long a member may take; less than the wrapper gives an attempt, so that the answer tells why, and the next one is
+/// asked.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(2500);
+
+/// How long a connection may be silent before it is asked for a sign of life, and how long that may take. etcd cuts off
+/// who asks more often than every five seconds.
+const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
+
+/// The largest answer: a page of the largest records.
+pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// The connections to the members. Only one is used at a time, for as long as it works: who comes back after a failure
+/// is not run down.
+pub(crate) struct Cluster {
+    env: Env,
+    options: ConnectOptions,
+    members: Vec<Member>,
+    current: AtomicUsize,
+}
+
+struct Member {
+    /// Without scheme, for messages.
+    endpoint: String,
+    url: String,
+    client: OnceCell<Client>,
+}
+
+impl Cluster {
+    /// Reads the files that `config` names; connects to nobody yet.
+    pub(crate) fn new(config: &Config, env: Env) -> Result<Self> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(PATIENCE)
+            .with_keep_alive(PING.0, PING.1)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(user) = &config.user {
+            let Some(password) = &config.password else {
+                let message = format!(
+                    "the user {user:?} needs a password: set SERVICEKIT_PASSWORD, or name a file with ?password-file="
+                );
+                return Err(Error::new(Kind::Invalid, message).on("etcd"));
+            };
+            options = options.with_user(user, password.as_str());
+        }
+        let scheme = if let Some(tls) = &config.tls {
+            options = options.with_tls(tls_options(tls)?);
+            "https"
+        } else {
+            "http"
+        };
+        let member = |endpoint: &String| Member {
+            endpoint: endpoint.clone(),
+            url: format!("{scheme}://{endpoint}"),
+            client: OnceCell::new(),
+        };
+        let members: Vec<_> = config.endpoints.iter().map(member).collect();
+        if members.is_empty() {
+            return Err(Error::new(Kind::Invalid, "no host is named").on("etcd"));
+        }
+        // All hosts are told the same list, and must not all use its first.
+        let many = u64::try_from(members.len()).unwrap_or(u64::MAX);
+        let first = usize::try_from(env.random.below(many)).unwrap_or(0);
+        Ok(Self { env, options, members, current: AtomicUsize::new(first) })
+    }
+
+    /// Asks the current member, and leaves it when it does not answer or cannot serve.
+    pub(crate) async fn ask<T, F>(
+        &self,
+        effect: Effect,
+        request: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, EtcdError>> + Send,
+    {
+        let turn = self.current.load(Ordering::Relaxed);
+        let answer = self.ask_member(turn, effect, request).await;
+        if answer.as_ref().is_err_and(is_of_this_member) {
+            self.leave(turn);
+        }
+        answer
+    }
+
+    /// Asks one member.
+    async fn ask_member<T, F>(
+        &self,
+        member: usize,
+        effect: Effect,
+        request: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, EtcdError>> + Send,
+    {
+        let Member { endpoint, url, client } = &self.members[member];
+        let clock = &*self.env.clock;
+        // Logging in is a request of its own, where there is a user.
+        let connect = || Client::connect([url], Some(self.options.clone()));
+        let connected = timeout(clock, PATIENCE, client.get_or_try_init(connect)).await;
+        let connected = match connected {
+            Ok(connected) => connected.map_err(|error| explain(error, Effect::Nothing)),
+            Err(_) => Err(silent(endpoint, PATIENCE, Effect::Nothing)),
+        };
+        match timeout(clock, PATIENCE, request(connected?.clone())).await {
+            Ok(answer) => answer.map_err(|error| explain(error, effect)),
+            Err(_) => Err(silent(endpoint, PATIENCE, effect)),
+        }
+    }
+
+    /// Asks every member by itself; for a doctor.
+    pub(crate) async fn ask_each<T, F>(
+        &self,
+        request: impl Fn(Client) -> F + Send + Sync,
+    ) -> Vec<(&str, Result<T>)>
+    where
+        T: Send,
+        F: Future<Output = Result<T, EtcdError>> + Send,
+    {
+        let mut answers = Vec::new();
+        for (i, member) in self.members.iter().enumerate() {
+            let answer = self.ask_member(i, Effect::Nothing, &request).await;
+            answers.push((member.endpoint.as_str(), answer));
+        }
+        answers
+    }
+
+    /// Goes on to the next member, unless somebody else did already.
+    pub(crate) fn leave(&self, member: usize) {
+        let next = (member + 1) % self.members.len();
+        let left =
+            self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        if left.is_ok() && next != member {
+            let (from, to) = (&self.members[member].endpoint, &self.members[next].endpoint);
+            tracing::info!(%from, %to, "going on with another member of the cluster");
+        }
+    }
+
+    /// The member that is asked now.
+    pub(crate) fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+}
+
+fn tls_options(tls: &Tls) -> Result<TlsOptions> {
+    let mut options = TlsOptions::new();
+    options = match &tls.ca {
+        Some(ca) => options.ca_certificate(Certificate::from_pem(read("CA", ca)?.as_slice())),
+        None => options.with_enabled_roots(),
+    };
+    if let Some((cert, key)) = &tls.client {
+        refuse_exposed("client's key", key, 0o007)?;
+        let (cert, key) = (read("client certificate", cert)?, read("client's key", key)?);
+        options = options.identity(Identity::from_pem(cert.as_slice(), key.as_slice()));
+    }
+    Ok(options)
+}
+
+fn read(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    fs::read(path).map(Zeroizing::new).map_err(|error| {
+        let message = format!("cannot read the {what} in {}", path.display());
+        Error::new(Kind::Invalid, message).on("etcd").because(error)
+    })
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints = self.members.iter().map(|member| &member.endpoint);
+        f.debug_struct("Cluster").field("members", &endpoints.collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,335 @@
+//! Where the cluster is and who asks: parsed once, from an address or from the variables of `etcdctl`.
+
+use std::{
+    fmt, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use percent_encoding::percent_decode_str;
+use servicekit_core::{Error, Kind, Result};
+use zeroize::Zeroizing;
+
+/// The address of a cluster, and what it takes to be let in.
+///
+/// `Debug` shows no password.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The members to talk to, as `host:port`; others take over when one fails.
+    pub endpoints: Vec<String>,
+    /// The user, where authentication is switched on.
+    pub user: Option<String>,
+    /// That user's password.
+    pub password: Option<Zeroizing<String>>,
+    /// What all keys begin with: `/` and at least one character, no `/` at the end.
+    pub prefix: String,
+    /// How to encrypt; `None` for not at all.
+    pub tls: Option<Tls>,
+}
+
+/// How to encrypt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tls {
+    /// The file of the CA that signed the servers' certificates; those that the system trusts where there is none.
+    pub ca: Option<PathBuf>,
+    /// The files of the client's certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+const DEFAULT_PORT: u16 = 2379;
+const DEFAULT_PREFIX: &str = "/servicekit";
+
+impl Config {
+    /// Reads what follows the scheme: `//[user[:password]@]host[:2379][,host…][/prefix][?ca=&cert=&key=&password-file=]`.
+    ///
+    /// Reserved characters in user and password are written as `%` and two hexadecimal digits.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for what makes no sense: half a TLS configuration, TLS parameters without TLS, a password without user,
+    /// a parameter that nobody knows; and for a password file that cannot be read or that others may read (`Secret`).
+    pub fn parse(rest: &str, encrypted: bool) -> Result<Self> {
+        let Some(rest) = rest.strip_prefix("//") else {
+            return Err(invalid("expected `//` and a host after the scheme"));
+        };
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // A password may hold a `/` that nobody escaped; a host never holds an `@`.
+        let (login, place) = match place.rsplit_once('@') {
+            Some((login, place)) => (Some(login), place),
+            None => (None, place),
+        };
+        let (hosts, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let endpoints = hosts.split(',').map(endpoint).collect::<Result<Vec<_>>>()?;
+        let (user, password) = login.map(credentials).transpose()?.unwrap_or_default();
+        let mut config = Self { endpoints, user, password, prefix: prefix_of(prefix)?, tls: None };
+        config.parameters(query, encrypted)?;
+        Ok(config)
+    }
+
+    /// Reads what `etcdctl` reads: `ETCDCTL_ENDPOINTS`, `_USER`, `_PASSWORD`, `_CACERT`, `_CERT` and `_KEY`; without any of
+    /// them it is the server on this host.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::parse`].
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let set = |name: &str| variable(&format!("ETCDCTL_{name}")).filter(|text| !text.is_empty());
+        let listed = set("ENDPOINTS").unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PORT}"));
+        let bare = |url: &str| {
+            let url = url.trim();
+            let bare = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+            endpoint(bare.unwrap_or(url).trim_end_matches('/'))
+        };
+        let endpoints = listed.split(',').map(bare).collect::<Result<Vec<_>>>()?;
+        let tls = Tls { ca: set("CACERT").map(Into::into), client: pair(set("CERT"), set("KEY"))? };
+        let encrypted = listed.contains("https://") || tls != Tls::default();
+        let (user, password) =
+            set("USER").map(|login| credentials(&login)).transpose()?.unwrap_or_default();
+        Ok(Self {
+            endpoints,
+            user,
+            password: password.or_else(|| set("PASSWORD").map(Zeroizing::new)),
+            prefix: DEFAULT_PREFIX.into(),
+            tls: encrypted.then_some(tls),
+        })
+    }
+
+    fn parameters(&mut self, query: &str, encrypted: bool) -> Result<()> {
+        let (mut ca, mut cert, mut key) = (None, None, None);
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let value = decoded(value)?;
+            let slot = match name {
+                "ca" => &mut ca,
+                "cert" => &mut cert,
+                "key" => &mut key,
+                "password-file" => {
+                    let password = password_from(&value)?;
+                    if self.password.replace(password).is_some() {
+                        return Err(invalid("a password and a `password-file`: give one of them"));
+                    }
+                    continue;
+                }
+                _ => {
+                    let message = format!(
+                        "unknown parameter {name:?}; known are ca, cert, key and password-file"
+                    );
+                    return Err(invalid(message));
+                }
+            };
+            if value.is_empty() || slot.replace(value).is_some() {
+                return Err(invalid(format!("`{name}` needs one value")));
+            }
+        }
+        if self.password.is_some() && self.user.is_none() {
+            return Err(invalid("a password needs a user: etcd://USER@host"));
+        }
+        let tls = Tls { ca: ca.map(Into::into), client: pair(cert, key)? };
+        if !encrypted && tls != Tls::default() {
+            return Err(invalid("`ca`, `cert` and `key` need TLS: write etcds:// for etcd://"));
+        }
+        self.tls = encrypted.then_some(tls);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoints, user, password: _, prefix, tls } = self;
+        f.debug_struct("Config")
+            .field("endpoints", endpoints)
+            .field("user", user)
+            .field("prefix", prefix)
+            .field("tls", tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `host[:port]`, where an IPv6 address stands in brackets.
+fn endpoint(text: &str) -> Result<String> {
+    let refused = || {
+        let example = "such as db1:2379 or [fd00::1]:2379";
+        Err(invalid(format!("{text:?} is not a host with an optional port, {example}")))
+    };
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let fine = match address {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        }
+    };
+    match port.map_or(Ok(DEFAULT_PORT), str::parse) {
+        Ok(port @ 1..) if fine => Ok(format!("{host}:{port}")),
+        _ => refused(),
+    }
+}
+
+fn credentials(login: &str) -> Result<(Option<String>, Option<Zeroizing<String>>)> {
+    let (user, password) = match login.split_once(':') {
+        Some((user, password)) => (user, Some(Zeroizing::new(decoded(password)?))),
+        None => (login, None),
+    };
+    let user = decoded(user)?;
+    if user.is_empty() {
+        return Err(invalid("there is no user before the `@`"));
+    }
+    Ok((Some(user), password))
+}
+
+fn password_from(path: &str) -> Result<Zeroizing<String>> {
+    refuse_exposed("password file", Path::new(path), 0o077)?;
+    let text = fs::read_to_string(path).map_err(|error| {
+        Error::new(Kind::Secret, format!("cannot read the password file {path}")).because(error)
+    });
+    let text = Zeroizing::new(text?);
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Zeroizing::new(line.strip_suffix('\r').unwrap_or(line).to_owned()))
+}
+
+/// Refuses a file with a secret in it that those whom `mask` stands for may read.
+pub(crate) fn refuse_exposed(what: &str, path: &Path, mask: u32) -> Result<()> {
+    let secret = |message| Error::new(Kind::Secret, message).on("etcd");
+    let path_shown = path.display();
+    let metadata = fs::metadata(path).map_err(|error| {
+        secret(format!("cannot read the {what} {path_shown}")).because(error)
+    })?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & mask == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "others than its owner may read the {what} {path_shown} (mode {mode:03o}); chmod 600 it, and think of replacing \
+         the secret"
+    );
+    Err(secret(message))
+}
+
+fn prefix_of(path: &str) -> Result<String> {
+    let path = path.trim_end_matches('/');
+    if path.is_empty() {
+        return Ok(DEFAULT_PREFIX.into());
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
+    if let Some(odd) = path.chars().find(|c| !allowed(*c)) {
+        let message =
+            format!("{odd:?} in the prefix /{path}; allowed are letters, digits and / - . _");
+        return Err(invalid(message));
+    }
+    Ok(format!("/{path}"))
+}
+
+fn pair(cert: Option<String>, key: Option<String>) -> Result<Option<(PathBuf, PathBuf)>> {
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some((cert.into(), key.into()))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(invalid("a client certificate (`cert`) without its `key`")),
+        (None, Some(_)) => Err(invalid("a client's `key` without its certificate (`cert`)")),
+    }
+}
+
+/// Never says the text, which may be a password.
+fn decoded(text: &str) -> Result<String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    let message = "a `%` with two hexadecimal digits after it is not UTF-8";
+    decoded.map(Into::into).map_err(|_| invalid(message))
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Kind::Invalid, message).on("etcd")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(rest: &str) -> Config {
+        Config::parse(rest, false).unwrap()
+    }
+
+    fn refusal(rest: &str, encrypted: bool) -> String {
+        let error = Config::parse(rest, encrypted).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Invalid | Kind::Secret), "{error:?}");
+        assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        error.to_string()
+    }
+
+    #[test]
+    fn an_address_names_hosts_a_user_and_a_prefix() {
+        let config = plain("//db1");
+        assert_eq!(config.endpoints, ["db1:2379"]);
+        assert_eq!((config.user, config.password, config.tls), (None, None, None));
+        assert_eq!(config.prefix, "/servicekit");
+
+        let config = plain("//ro%6ft:hu%40sh@db1:1,[fd00::1],[::1]:3/team/a/");
+        assert_eq!(config.endpoints, ["db1:1", "[fd00::1]:2379", "[::1]:3"]);
+        assert_eq!(config.user.as_deref(), Some("root"));
+        assert_eq!(config.password.as_deref().map(String::as_str), Some("hu@sh"));
+        assert_eq!(config.prefix, "/team/a");
+        assert!(!format!("{config:?}").contains("hu"));
+    }
+
+    #[test]
+    fn tls_is_whole_or_refused() {
+        let config = Config::parse("//db1?ca=/ca.pem&cert=/c.pem&key=/k.pem", true).unwrap();
+        let client = Some(("/c.pem".into(), "/k.pem".into()));
+        assert_eq!(config.tls, Some(Tls { ca: Some("/ca.pem".into()), client }));
+        assert_eq!(Config::parse("//db1", true).unwrap().tls, Some(Tls::default()));
+        assert!(refusal("//db1?cert=/c.pem", true).contains("without its `key`"));
+        assert!(refusal("//db1?key=/k.pem", true).contains("without its certificate"));
+        assert!(refusal("//db1?ca=/ca.pem", false).contains("etcds://"));
+        assert!(refusal("//db1?ca=", true).contains("`ca` needs one value"));
+        assert!(refusal("//db1?ca=a&ca=b", true).contains("`ca` needs one value"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_without_showing_a_password() {
+        for rest in [
+            "", "db1", "//", "//db1:0", "//db1:x", "//db1:70000", "//db1,,db2", "//a b", "//::1",
+            "//[::x]", "//db1/pre fix", "//db1?verbose=1", "//:hush@db1", "//u:hu%ffsh@db1",
+        ] {
+            refusal(rest, false);
+        }
+    }
+
+    #[test]
+    fn a_password_file_must_be_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        fs::write(&path, "hush\n").unwrap();
+        let rest = format!("//root@db1?password-file={}", path.display());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(refusal(&rest, false).contains("chmod 600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(plain(&rest).password.as_deref().map(String::as_str), Some("hush"));
+        assert!(refusal(&rest.replace("root@", ""), false).contains("needs a user"));
+        assert!(refusal(&rest.replace("root@", "root:x@"), false).contains("one of them"));
+        fs::remove_file(&path).unwrap();
+        assert!(refusal(&rest, false).contains("cannot read the password file"));
+    }
+
+    #[test]
+    fn the_variables_of_etcdctl_are_honoured() {
+        let read = |set: &[(&str, &str)]| {
+            Config::from_variables(|name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(read(&[]).unwrap().endpoints, ["127.0.0.1:2379"]);
+        let config = read(&[
+            ("ETCDCTL_ENDPOINTS", "https://db1:2379/, https://db2"),
+            ("ETCDCTL_USER", "root:hush"),
+            ("ETCDCTL_CACERT", "/ca.pem"),
+        ])
+        .unwrap();
+        assert_eq!(config.endpoints, ["db1:2379", "db2:2379"]);
+        assert_eq!(config.password.as_deref().map(String::as_str), Some("hush"));
+        assert_eq!(config.tls.unwrap().ca, Some("/ca.pem".into()));
+        assert!(read(&[("ETCDCTL_CERT", "/c.pem")]).is_err());
+    }
+}

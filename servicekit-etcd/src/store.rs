@@ -1,0 +1,350 @@
+//! The store's contract over etcd: each write one transaction, each read linearizable, each ephemeral record on a lease of
+//! its own.
+
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, Error as EtcdError, GetOptions, GetResponse,
+    KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
+use futures_util::{join, stream::BoxStream};
+use servicekit_core::{
+    Capabilities, Env, Error, Kind, Result, Retry,
+    store::{Change, Expect, Group, Keep, Key, Life, Put, Record, Store, Version, WriteId},
+};
+
+use crate::{
+    cluster::{Cluster, MAX_ANSWER_BYTES},
+    config::Config,
+    error::Effect,
+    records::{self, Layout, decode, encode},
+    watch,
+};
+
+/// etcd takes requests of a megabyte and a half; what is no text takes a third more there than it has.
+const MAX_VALUE_BYTES: usize = 1_000_000;
+
+/// How many records one answer brings: a thousand instances on a hundred nodes fit.
+const PAGE: i64 = 2_000;
+
+/// One etcd cluster. Clones share one handle.
+///
+/// It connects when it is first used. Dropping the last clone closes the connection.
+#[derive(Clone)]
+pub struct Etcd(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) env: Env,
+    pub(crate) cluster: Cluster,
+    pub(crate) layout: Layout,
+}
+
+impl Etcd {
+    /// Prepares to use a cluster; nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a user without a password and for files of TLS that cannot be read; `Secret` for a key that everybody
+    /// may read.
+    pub fn new(config: Config, env: Env) -> Result<Self> {
+        let cluster = Cluster::new(&config, env.clone())?;
+        Ok(Self(Arc::new(Inner { env, cluster, layout: Layout::new(config.prefix) })))
+    }
+
+    /// Reads groups, all as of one revision, and tells which.
+    pub(crate) async fn read(&self, groups: &[Group]) -> Result<(Vec<Record>, i64)> {
+        let Inner { layout, .. } = &*self.0;
+        let mut records = Vec::new();
+        let mut revision = 0;
+        let mut pages: Vec<_> =
+            groups.iter().map(|group| (group, layout.start(group))).collect();
+        while !pages.is_empty() {
+            let answers = self.read_pages(&pages, revision).await?;
+            revision = answers.header().map_or(revision, |header| match revision {
+                0 => header.revision(),
+                pinned => pinned,
+            });
+            let mut next = Vec::new();
+            for ((group, _), answer) in pages.iter().zip(answers.op_responses()) {
+                let TxnOpResponse::Get(page) = answer else { return Err(odd_answer()) };
+                let here = |kv: &KeyValue| {
+                    let name = layout.name(group, kv.key())?;
+                    Some(decode(group.key(name), kv))
+                };
+                records.extend(page.kvs().iter().filter_map(here));
+                next.extend(start_of_next(&page).map(|start| (*group, start)));
+            }
+            pages = next;
+        }
+        records.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok((records, revision))
+    }
+
+    /// Reads a page of each group, in one request; revision 0 is the latest.
+    async fn read_pages(&self, pages: &[(&Group, Vec<u8>)], revision: i64) -> Result<TxnResponse> {
+        let gets: Vec<_> = pages
+            .iter()
+            .map(|(group, start)| {
+                let options = GetOptions::new().with_range(self.0.layout.end(group));
+                let options = options.with_limit(PAGE).with_revision(revision);
+                TxnOp::get(start.clone(), Some(options))
+            })
+            .collect();
+        self.transact(Effect::Nothing, Txn::new().and_then(gets)).await
+    }
+
+    async fn transact(&self, effect: Effect, txn: Txn) -> Result<TxnResponse> {
+        let ask = |client: Client| async move {
+            client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES).txn(txn).await
+        };
+        self.0.cluster.ask(effect, ask).await
+    }
+
+    async fn find(&self, key: &Key) -> Result<Option<KeyValue>> {
+        let bytes = self.0.layout.key(key);
+        let ask = |client: Client| async move { client.kv_client().get(bytes, None).await };
+        let mut answer = self.0.cluster.ask(Effect::Nothing, ask).await?;
+        Ok(answer.take_kvs().pop())
+    }
+
+    /// Asks for a lease that ends when nobody keeps it alive for `ttl`, rounded up to whole seconds.
+    async fn grant(&self, lease: i64, ttl: Duration) -> Result<()> {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let ask = |client: Client| async move {
+            let options = LeaseGrantOptions::new().with_id(lease);
+            match client.lease_client().grant(seconds, Some(options)).await {
+                // By an earlier attempt at the same put, which has used some of its time.
+                Err(error) if is_there_already(&error) => {
+                    client.lease_client().keep_alive(lease).await.map(drop)
+                }
+                answer => answer.map(drop),
+            }
+        };
+        self.0.cluster.ask(Effect::Nothing, ask).await
+    }
+
+    /// Gives a lease its whole time again, if it is there.
+    async fn keep_alive(&self, lease: i64) -> Result<bool> {
+        let ask = |client: Client| async move {
+            match client.lease_client().keep_alive(lease).await {
+                Err(EtcdError::LeaseKeepAliveError(said)) if said.contains("not found") => Ok(false),
+                answer => answer.map(|_| true),
+            }
+        };
+        self.0.cluster.ask(Effect::Nothing, ask).await
+    }
+
+    /// Ends a lease that no record hangs on any longer; otherwise it would end by itself, later.
+    fn revoke(&self, lease: i64) {
+        if lease == 0 {
+            return;
+        }
+        let etcd = self.clone();
+        tokio::spawn(async move {
+            let ask = |client: Client| async move { client.lease_client().revoke(lease).await };
+            let revoked = etcd.0.cluster.ask(Effect::Nothing, ask).await;
+            if let Err(error) = revoked {
+                tracing::debug!(%error, lease, "left a lease to end by itself");
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Store for Etcd {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            linearizable: true,
+            multi_host: true,
+            server_expiry: true,
+            push_watch: true,
+            max_value_bytes: MAX_VALUE_BYTES,
+            // What etcd itself keeps to, with its default heartbeat and election time-out.
+            min_ttl: Duration::from_secs(2),
+        }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Record>> {
+        let found = self.find(key).await.map_err(on("get", key))?;
+        Ok(found.map(|kv| decode(key.clone(), &kv)))
+    }
+
+    async fn put(&self, put: &Put) -> Result<Version> {
+        self.put_record(put).await.map_err(on("put", &put.key))
+    }
+
+    async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
+        self.touch_record(key, write).await.map_err(on("touch", key))
+    }
+
+    async fn delete(&self, key: &Key, version: &Version) -> Result<()> {
+        self.delete_record(key, version).await.map_err(on("delete", key))
+    }
+
+    async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
+        let listed = self.read(groups).await;
+        let (records, _) = listed.map_err(|error| match groups.first() {
+            Some(group) => on("list", group)(error),
+            None => error.on("etcd").during("list"),
+        })?;
+        Ok(records)
+    }
+
+    fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {
+        watch::follow_group(self.clone(), group.clone())
+    }
+}
+
+impl Etcd {
+    async fn put_record(&self, put: &Put) -> Result<Version> {
+        let Put { key, value, expect, keep, write } = put;
+        if value.len() > MAX_VALUE_BYTES {
+            let message = format!("{} bytes; at most {MAX_VALUE_BYTES} fit", value.len());
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let (lease, ttl) = self.lease_for(key, expect, *keep, write).await?;
+        let bytes = self.0.layout.key(key);
+        let condition = match expect {
+            Expect::Absent => 0,
+            Expect::At(version) => records::revision(version),
+        };
+        let options = PutOptions::new().with_lease(lease).with_prev_key();
+        let written = TxnOp::put(bytes.clone(), encode(value, write, ttl), Some(options));
+        let compare = Compare::mod_revision(bytes, CompareOp::Equal, condition);
+        let txn = Txn::new().when([compare]).and_then([written]);
+        let answer = self.transact(Effect::Write, txn).await?;
+        if !answer.succeeded() {
+            // A lease that was asked for ends by itself: an earlier attempt may have put the record on it.
+            return Err(conflict());
+        }
+        if let Some(TxnOpResponse::Put(put)) = answer.op_responses().first() {
+            let former = put.prev_key().map_or(0, KeyValue::lease);
+            if former != lease {
+                self.revoke(former);
+            }
+        }
+        let header = answer.header().ok_or_else(odd_answer)?;
+        Ok(records::version(header.revision()))
+    }
+
+    /// The lease that a record is to hang on, 0 for none, and its ttl.
+    async fn lease_for(
+        &self,
+        key: &Key,
+        expect: &Expect,
+        keep: Keep,
+        write: &WriteId,
+    ) -> Result<(i64, Option<Duration>)> {
+        match (keep, expect) {
+            (Keep::Durable, _) => Ok((0, None)),
+            (Keep::Ephemeral(ttl), _) => {
+                let lease = lease_of(write);
+                self.grant(lease, ttl).await?;
+                Ok((lease, Some(ttl)))
+            }
+            (Keep::Unchanged, Expect::At(version)) => match self.find(key).await? {
+                Some(kv) if records::version(kv.mod_revision()) == *version => {
+                    let ttl = match decode(key.clone(), &kv).life {
+                        Life::Ephemeral { ttl, .. } => Some(ttl),
+                        Life::Durable => None,
+                    };
+                    Ok((kv.lease(), ttl))
+                }
+                _ => Err(conflict()),
+            },
+            (Keep::Unchanged, Expect::Absent) => {
+                let message = "a record that is not there has no time to keep";
+                Err(Error::new(Kind::Invalid, message))
+            }
+        }
+    }
+
+    /// A lease that lives proves nothing about the record, and a record that is there nothing about its lease: both are
+    /// asked, at the same time.
+    async fn touch_record(&self, key: &Key, write: &WriteId) -> Result<Version> {
+        let mut lease = lease_of(write);
+        loop {
+            let (found, alive) = join!(self.find(key), self.keep_alive(lease));
+            let Some(kv) = found? else { return Err(lost()) };
+            let record = decode(key.clone(), &kv);
+            if record.write != *write {
+                return Err(conflict());
+            }
+            // Written anew on the lease that it had before.
+            if kv.lease() != lease && kv.lease() != 0 {
+                lease = kv.lease();
+                continue;
+            }
+            return if alive? { Ok(record.version) } else { Err(lost()) };
+        }
+    }
+
+    async fn delete_record(&self, key: &Key, version: &Version) -> Result<()> {
+        let bytes = self.0.layout.key(key);
+        let condition = records::revision(version);
+        let compare = Compare::mod_revision(bytes.clone(), CompareOp::Equal, condition);
+        let delete = TxnOp::delete(bytes.clone(), Some(DeleteOptions::new().with_prev_key()));
+        let look = TxnOp::get(bytes, Some(GetOptions::new().with_keys_only()));
+        let txn = Txn::new().when([compare]).and_then([delete]).or_else([look]);
+        let answer = self.transact(Effect::Write, txn).await?;
+        match answer.op_responses().first() {
+            Some(TxnOpResponse::Delete(deleted)) => {
+                self.revoke(deleted.prev_kvs().first().map_or(0, KeyValue::lease));
+                Ok(())
+            }
+            Some(TxnOpResponse::Get(found)) if found.kvs().is_empty() => {
+                Err(Error::new(Kind::NotFound, "there is no such record"))
+            }
+            Some(TxnOpResponse::Get(_)) => Err(conflict()),
+            _ => Err(odd_answer()),
+        }
+    }
+}
+
+/// The lease of the record that `write` puts: the same when that put is sent again, and known to who touches it.
+fn lease_of(write: &WriteId) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    write.hash(&mut hasher);
+    // 0 means none, and etcd takes no negative ones.
+    i64::try_from(hasher.finish() >> 1).unwrap_or(i64::MAX).max(1)
+}
+
+fn is_there_already(error: &EtcdError) -> bool {
+    matches!(error, EtcdError::GRpcStatus(status) if status.message().contains("lease already exists"))
+}
+
+/// Where the next page of a group begins, if there is one.
+fn start_of_next(page: &GetResponse) -> Option<Vec<u8>> {
+    let last = page.kvs().last().filter(|_| page.more())?;
+    Some([last.key(), b"\0"].concat())
+}
+
+fn conflict() -> Error {
+    Error::new(Kind::Conflict, "the record is another one by now")
+}
+
+fn lost() -> Error {
+    Error::new(Kind::Lost, "the record has ended")
+}
+
+fn odd_answer() -> Error {
+    Error::new(Kind::Unexpected, "the answer is not one to this request").retry_as(Retry::Unknown)
+}
+
+/// Names what was done, and to what.
+fn on(operation: &'static str, what: &impl fmt::Display) -> impl FnOnce(Error) -> Error {
+    move |error| error.on("etcd").during(operation).at(what)
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Etcd").field(&self.0.cluster).finish()
+    }
+}
