@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use servicekit::{
     Backend, Connector, Env, Error, Instant, Kind, Namespace,
     clock::timeout,
-    connect::{Address, Options},
+    connect::{Address, Options, Password},
     store::Limits,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 /// The flags that every command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// The store: local:, local:/path/file.db, memory:
+    /// The store: local:, local:/path/file.db, etcd://host[:2379], memory:
     // Not parsed by clap, whose errors would show a password.
     #[arg(
         long,
@@ -136,6 +136,7 @@ impl Context {
             namespace: self.namespace.clone(),
             env: self.env.clone(),
             limits: self.limits(),
+            password: std::env::var("SERVICEKIT_PASSWORD").ok().map(Password::new),
         };
         let connecting = async {
             let connected = self.connector.connect(&self.address, options).await;

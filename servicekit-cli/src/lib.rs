@@ -54,8 +54,9 @@ Exit status:
   128 + N  ended by signal N
 
 Environment:
-  SERVICEKIT_LOG  what to log to stderr, such as debug; servicekit=warn unless it is set
-  NO_COLOR        no colours, also on a terminal
+  SERVICEKIT_LOG       what to log to stderr, such as debug; servicekit=warn unless it is set
+  SERVICEKIT_PASSWORD  the password of the user that --backend names
+  NO_COLOR             no colours, also on a terminal
   and one for each flag that says so"
 )]
 struct Cli {

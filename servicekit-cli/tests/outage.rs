@@ -335,7 +335,7 @@ async fn connect(address: Address, options: Options) -> Result<Backend> {
     let path = PathBuf::from(address.rest());
     let gate = gate(&path);
     check(&gate).map_err(|error| error.during("open"))?;
-    let Options { namespace, env, limits } = options;
+    let Options { namespace, env, limits, .. } = options;
     let local = Local::open(&path, env.clone()).await?;
     Ok(Backend::over("gated", Arc::new(Gated { local, gate }), namespace, env, limits))
 }

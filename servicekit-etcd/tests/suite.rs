@@ -1,21 +1,93 @@
-//! The conformance suite on a real etcd.
+//! The conformance suite on real clusters: one server; three with TLS and users; and one behind a network that fails.
 
-use std::{process::ExitCode, sync::Arc};
+mod common;
 
+use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
+
+use etcd_client::Client;
+use servicekit_core::{Env, Random};
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
+    proxy::{Mode, Proxy},
     server,
     suite::{self, Fresh, Subject, Time},
 };
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let Some(server) = server::Etcd::start() else { return ExitCode::SUCCESS };
-    let server = Arc::new(server);
-    suite::main(Subject::new("one-node", Time::Real, move |env| {
-        let server = server.clone();
-        async move {
-            let config = Config::parse(&format!("//{}", server.endpoint()), false)?;
-            Ok(Fresh::new(Etcd::new(config, env)?).keeping(server))
+    // The connections of a cluster's administrator and the proxies live here, longer than any case.
+    let runtime = Runtime::new().expect("a runtime can be built");
+    let subjects = [
+        runtime.block_on(one_node()),
+        runtime.block_on(three_nodes()),
+        runtime.block_on(failing_network()),
+    ];
+    suite::main_of(subjects.into_iter().flatten())
+}
+
+async fn one_node() -> Option<Subject> {
+    let server = server::Etcd::start()?;
+    let address = format!("//{}", server.endpoints());
+    Some(subject("one-node", address, false, server))
+}
+
+async fn three_nodes() -> Option<Subject> {
+    let pki = common::Pki::new();
+    let cluster = server::Etcd::start_cluster(3, Some(&pki.server()))?;
+    let endpoints = cluster.endpoints();
+    let all: Vec<_> = endpoints.split(',').collect();
+    common::add_users(&Client::connect(all, Some(pki.options())).await.unwrap()).await;
+    let address = format!("//agent:hush@{endpoints}?{}", pki.parameters());
+    Some(subject("three-nodes-tls-users", address, true, (cluster, pki)))
+}
+
+async fn failing_network() -> Option<Subject> {
+    let server = server::Etcd::start()?;
+    let proxy = Arc::new(Proxy::start(&server.endpoints()).await);
+    let address = format!("//{}", proxy.endpoint());
+    tokio::spawn(fail_now_and_then(proxy));
+    Some(subject("failing-network", address, false, server).failing())
+}
+
+fn subject(
+    name: &'static str,
+    address: String,
+    encrypted: bool,
+    keep: impl Send + Sync + 'static,
+) -> Subject {
+    let keep = Arc::new(keep);
+    Subject::new(name, Time::Real, move |env| {
+        let opened = Config::parse(&address, encrypted).and_then(|config| Etcd::new(config, env));
+        let keep = keep.clone();
+        async move { Ok(Fresh::new(opened?).keeping(keep)) }
+    })
+}
+
+/// Anything may happen to a connection, for some moments, and then it is well for a while.
+fn fail_now_and_then(proxy: Arc<Proxy>) -> impl Future<Output = ()> {
+    let env = Env::system();
+    let seed = env.random.below(1 << 32);
+    println!("network failures of seed {seed}");
+    let random = Random::seeded(seed);
+    let faults = [
+        Mode::Delay(Duration::from_millis(30)),
+        Mode::Drip(Duration::from_millis(1)),
+        Mode::Silence,
+        Mode::LoseAnswers,
+        Mode::Cut,
+    ];
+    async move {
+        loop {
+            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
+            let fault = faults[usize::try_from(random.below(5)).unwrap_or(0)];
+            proxy.set(fault);
+            env.clock.sleep(Duration::from_millis(20 + random.below(150))).await;
+            if fault == Mode::LoseAnswers {
+                // What is missing in the middle of a stream is never made good; a network would not let it go on either.
+                proxy.set(Mode::Cut);
+                env.clock.sleep(Duration::from_millis(5)).await;
+            }
+            proxy.set(Mode::Pass);
         }
-    }))
+    }
 }

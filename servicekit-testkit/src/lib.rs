@@ -4,11 +4,13 @@
 //!   is all that a store's author needs.
 //! - [`fault`]: a store that fails as real ones do, repeatably from a seed, and one that counts requests.
 //! - [`sim`]: a runtime whose time passes as fast as it can, with clocks that jump.
+//! - [`proxy`]: a network that fails, between a client and a real server.
 //! - [`server`]: real servers, for the time of a test.
 //! - [`history`]: what happened to a lease, and whether that may have happened.
 
 pub mod fault;
 pub mod history;
+pub mod proxy;
 pub mod server;
 pub mod sim;
 pub mod suite;

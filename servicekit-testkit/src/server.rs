@@ -1,8 +1,10 @@
 //! Real servers for tests: each on free ports, with a folder of its own, gone with the test that started it.
 
+#![expect(clippy::disallowed_methods, reason = "waits for other processes, in real time")]
+
 use std::{
     env, fmt, fs,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,26 +14,48 @@ use std::{
 
 use tempfile::TempDir;
 
-/// One etcd server, or one member of a cluster.
+/// A cluster of etcd servers on this host, or one server alone.
 ///
 /// The program is the one that `SERVICEKIT_ETCD` names, or `etcd`.
+#[derive(Debug)]
 pub struct Etcd {
-    folder: TempDir,
-    port: u16,
-    process: Process,
+    members: Vec<Member>,
+    scheme: &'static str,
+}
+
+/// The files with which a cluster encrypts: PEM, for `127.0.0.1`.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "made by tests")]
+pub struct Tls {
+    /// The CA that clients' certificates have to be from.
+    pub ca: PathBuf,
+    /// The servers' certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// How long a server may take to start, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Etcd {
-    /// Starts one; `None` where there is no such program, unless `SERVICEKIT_REQUIRE_BACKENDS` is set.
+    /// Starts one server; `None` where there is no such program, unless `SERVICEKIT_REQUIRE_BACKENDS` is set.
     ///
     /// # Panics
     ///
     /// When it does not start, or is missing although it is required.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_cluster(1, None)
+    }
+
+    /// Starts a cluster of so many members.
+    ///
+    /// # Panics
+    ///
+    /// As [`Etcd::start`].
+    #[must_use]
+    pub fn start_cluster(members: usize, tls: Option<&Tls>) -> Option<Self> {
         let program = env::var_os("SERVICEKIT_ETCD").map_or_else(|| "etcd".into(), PathBuf::from);
         if !is_there(&program) {
             let advice = "install it with `apt-get install etcd-server`, or name it in SERVICEKIT_ETCD";
@@ -44,26 +68,101 @@ impl Etcd {
             return None;
         }
         // Somebody else may take a port between the choice and the start.
-        let started = (0..5).find_map(|_| Self::try_start(&program));
+        let started = (0..5).find_map(|_| Self::try_start(&program, members, tls));
         Some(started.expect("etcd starts"))
     }
 
-    fn try_start(program: &Path) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let [client, peer] = free_ports();
-        let (clients, peers) =
-            (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let mut command = Command::new(program);
-        command.arg("--data-dir").arg(folder.path().join("data"));
-        command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
-        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-        command.args(["--initial-cluster", &format!("default={peers}")]);
-        // Nothing that tests hold has to outlive the machine.
-        command.arg("--unsafe-no-fsync").env_remove("ETCD_DATA_DIR");
-        let log = folder.path().join("log");
-        let process = Process::start(command, &log).expect("etcd can be run");
-        let mut started = Self { folder, port: client, process };
-        started.wait_until_ready().then_some(started)
+    fn try_start(program: &Path, members: usize, tls: Option<&Tls>) -> Option<Self> {
+        let ports = free_ports(2 * members);
+        let (clients, peers) = ports.split_at(members);
+        let name = |i: usize| format!("m{i}");
+        let all: Vec<_> =
+            peers.iter().enumerate().map(|(i, port)| format!("{}={}", name(i), peer(*port))).collect();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let member = |(i, (client, port)): (usize, (&u16, &u16))| {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let url = format!("{scheme}://127.0.0.1:{client}");
+            let mut command = Command::new(program);
+            command.args(["--name", &name(i), "--data-dir"]).arg(folder.path().join("data"));
+            command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+            command.args(["--listen-peer-urls", &peer(*port)]);
+            command.args(["--initial-advertise-peer-urls", &peer(*port)]);
+            command.args(["--initial-cluster", &all.join(",")]);
+            // What a test writes need not outlive the machine.
+            command.arg("--unsafe-no-fsync");
+            if let Some(Tls { ca, cert, key }) = tls {
+                command.arg("--trusted-ca-file").arg(ca).arg("--client-cert-auth");
+                command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+            }
+            Member::new(command, folder, *client)
+        };
+        let members = clients.iter().zip(peers).enumerate().map(member).collect();
+        let mut started = Self { members, scheme };
+        started.members.iter_mut().all(Member::wait_until_it_listens).then_some(started)
+    }
+
+    /// Where the members listen, as `host:port` with commas between them.
+    #[must_use]
+    pub fn endpoints(&self) -> String {
+        let endpoints: Vec<_> = self.members.iter().map(Member::endpoint).collect();
+        endpoints.join(",")
+    }
+
+    /// `http` or `https`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    /// The members.
+    #[must_use]
+    pub fn members(&mut self) -> &mut [Member] {
+        &mut self.members
+    }
+}
+
+fn peer(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+/// One server of a cluster.
+pub struct Member {
+    command: Command,
+    folder: TempDir,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Member {
+    fn new(command: Command, folder: TempDir, port: u16) -> Self {
+        let mut member = Self { command, folder, port, process: None };
+        member.start();
+        member
+    }
+
+    /// Starts it, with the data that it had.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    pub fn start(&mut self) {
+        let log = self.folder.path().join("log");
+        self.process = Some(Process::start(&self.command, &log).expect("the server can be run"));
+    }
+
+    /// Kills it; its data stay.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Stops it where it stands: it answers nothing and closes nothing.
+    pub fn pause(&self) {
+        self.process.iter().for_each(|process| process.signal("STOP"));
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.process.iter().for_each(|process| process.signal("CONT"));
     }
 
     /// Where it listens, as `host:port`.
@@ -78,56 +177,63 @@ impl Etcd {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    fn wait_until_ready(&mut self) -> bool {
+    /// Whether it came to listen before it ended.
+    fn wait_until_it_listens(&mut self) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            if get(self.port, "/health").is_ok_and(|answer| answer.contains("\"true\"")) {
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
                 return true;
             }
-            if self.process.has_ended() {
+            if self.process.as_mut().is_none_or(Process::has_ended) {
                 return false;
             }
             thread::sleep(Duration::from_millis(20));
         }
-        panic!("etcd is not well after {PATIENCE:?}: {}", self.log());
+        panic!("etcd does not listen after {PATIENCE:?}: {}", self.log());
     }
 }
 
-impl fmt::Debug for Etcd {
+impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Etcd").field("endpoint", &self.endpoint()).finish_non_exhaustive()
+        f.debug_struct("Member").field("endpoint", &self.endpoint()).finish_non_exhaustive()
     }
 }
 
 /// A server that ends with this process, however that ends: a shell kills it when nobody holds its input any longer.
-struct Process(Child);
+struct Process {
+    guard: Child,
+    server: u32,
+}
 
-const GUARD: &str = "\"$@\" </dev/null & read -r _; kill -9 $!; wait $!";
+const GUARD: &str = "\"$@\" </dev/null >>\"$LOG\" 2>&1 & echo $!; read -r _; kill -9 $!; wait $!";
 
 impl Process {
-    fn start(command: Command, log: &Path) -> io::Result<Self> {
-        let log = fs::File::create(log)?;
+    fn start(command: &Command, log: &Path) -> io::Result<Self> {
         let mut guard = Command::new("sh");
         guard.args(["-c", GUARD, "sh"]).arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => guard.env(name, value),
-                None => guard.env_remove(name),
-            };
-        }
-        guard.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
-        guard.spawn().map(Self)
+        guard.env("LOG", log).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // The shell tells how the server ended, which is no news.
+        let mut guard = guard.stderr(Stdio::null()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(guard.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?).read_line(&mut line)?;
+        let server = line.trim().parse().map_err(io::Error::other)?;
+        Ok(Self { guard, server })
+    }
+
+    fn signal(&self, signal: &str) {
+        let mut kill = Command::new("kill");
+        let _ = kill.arg(format!("-{signal}")).arg(self.server.to_string()).status();
     }
 
     fn has_ended(&mut self) -> bool {
-        self.0.try_wait().is_ok_and(|status| status.is_some())
+        !Path::new("/proc").join(self.server.to_string()).exists()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
     }
 }
 
@@ -138,17 +244,9 @@ fn is_there(program: &Path) -> bool {
 }
 
 /// Ports that nobody listened on a moment ago.
-fn free_ports<const N: usize>() -> [u16; N] {
+fn free_ports(count: usize) -> Vec<u16> {
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let listeners: [TcpListener; N] = std::array::from_fn(bind);
-    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
-}
-
-fn get(port: u16, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+    let listeners: Vec<_> = (0..count).map(bind).collect();
+    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
+    listeners.iter().map(port).collect()
 }

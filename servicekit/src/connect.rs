@@ -14,6 +14,7 @@ use servicekit_core::{
     Backend, Env, Error, Kind, Namespace, Result,
     store::{Limits, Memory, Profile},
 };
+use zeroize::Zeroizing;
 
 /// Connects to the store at `url` with the backends that are compiled in and the default [`Options`].
 ///
@@ -54,7 +55,13 @@ pub struct Options {
     pub env: Env,
     /// How long requests may take.
     pub limits: Limits,
+    /// The password of the store's user, where the address names a user and no password.
+    pub password: Option<Password>,
 }
+
+/// A password; `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Zeroizing<String>);
 
 /// The address of a store: a scheme, and what its backend makes of the rest.
 ///
@@ -93,6 +100,8 @@ impl Connector {
     #[must_use]
     pub fn builtin() -> Self {
         let connector = Self(BTreeMap::new()).with("memory", memory);
+        #[cfg(feature = "etcd")]
+        let connector = connector.with("etcd", etcd).with("etcds", etcd);
         #[cfg(feature = "local")]
         let connector = connector.with("local", local);
         connector
@@ -162,7 +171,12 @@ impl fmt::Debug for Connector {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { namespace: Namespace::default(), env: Env::system(), limits: Limits::default() }
+        Self {
+            namespace: Namespace::default(),
+            env: Env::system(),
+            limits: Limits::default(),
+            password: None,
+        }
     }
 }
 
@@ -170,15 +184,32 @@ async fn memory(address: Address, options: Options) -> Result<Backend> {
     if !address.rest.is_empty() {
         return Err(invalid(format!("{address}: nothing may follow `memory:`")));
     }
-    let Options { namespace, env, limits } = options;
+    let Options { namespace, env, limits, .. } = options;
     let store = Arc::new(Memory::new(env.clone(), Profile::Server));
     Ok(Backend::over("memory", store, namespace, env, limits))
+}
+
+#[cfg(feature = "etcd")]
+async fn etcd(address: Address, options: Options) -> Result<Backend> {
+    use servicekit_etcd::{Config, Etcd};
+
+    let mut config = match (address.scheme(), address.rest()) {
+        // Without a host: where `etcdctl` would look.
+        ("etcd", "") => Config::from_variables(|name| std::env::var(name).ok()),
+        (scheme, rest) => Config::parse(rest, scheme == "etcds"),
+    }?;
+    let Options { namespace, env, limits, password } = options;
+    if config.user.is_some() && config.password.is_none() {
+        config.password = password.map(|password| password.0);
+    }
+    let etcd = Etcd::new(config, env.clone())?;
+    Ok(servicekit_etcd::backend(etcd, namespace, env, limits))
 }
 
 #[cfg(feature = "local")]
 async fn local(address: Address, options: Options) -> Result<Backend> {
     let path = local_path(&address)?;
-    let Options { namespace, env, limits } = options;
+    let Options { namespace, env, limits, .. } = options;
     let local = servicekit_local::Local::open(&path, env.clone()).await?;
     Ok(servicekit_local::backend(local, namespace, env, limits))
 }
@@ -265,6 +296,20 @@ impl FromStr for Address {
     }
 }
 
+impl Password {
+    /// Keeps a password to itself.
+    #[must_use]
+    pub fn new(password: String) -> Self {
+        Self(Zeroizing::new(password))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.scheme, hide_passwords(&self.rest))
@@ -320,7 +365,9 @@ mod tests {
     #[tokio::test]
     async fn a_scheme_that_is_not_compiled_in_names_its_feature() {
         for (url, feature) in [
+            #[cfg(not(feature = "etcd"))]
             ("etcd", "`etcd`"),
+            #[cfg(not(feature = "etcd"))]
             ("etcds://host:2379/prefix", "`etcd`"),
             ("dynamodb://eu-central-1/table", "`dynamodb`"),
             ("couchdbs://host/database", "`couchdb`"),
@@ -329,7 +376,7 @@ mod tests {
         }
         let unknown = refusal("zookeeper://host").await;
         assert!(unknown.contains("no backend is called \"zookeeper\""), "{unknown}");
-        assert!(unknown.contains("features couchdb, dynamodb, etcd"), "{unknown}");
+        assert!(unknown.contains("features couchdb, dynamodb"), "{unknown}");
     }
 
     #[tokio::test]
@@ -353,6 +400,24 @@ mod tests {
             assert_eq!(connect(&url).await.unwrap().name, "local");
         }
         assert!(path.exists());
+    }
+
+    #[cfg(feature = "etcd")]
+    #[tokio::test]
+    async fn etcd_is_connected_to_when_it_is_used() {
+        for url in ["etcd", "etcd://127.0.0.1:1", "etcds://[::1]:1,other/team"] {
+            assert_eq!(connect(url).await.unwrap().name, "etcd", "{url}");
+        }
+        for url in ["etcd:", "etcd:host", "etcd://", "etcds"] {
+            // `etcd:` is the bare name, written with its colon.
+            assert_eq!(connect(url).await.is_ok(), url == "etcd:", "{url}");
+        }
+        assert!(refusal("etcd://root@host").await.contains("SERVICEKIT_PASSWORD"));
+        let options =
+            Options { password: Some(Password::new("secret".into())), ..Options::default() };
+        assert!(!format!("{options:?}").contains("secret"));
+        let address = "etcd://root@host".parse().unwrap();
+        assert!(Connector::builtin().connect(&address, options).await.is_ok());
     }
 
     #[test]

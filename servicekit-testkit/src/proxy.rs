@@ -1,0 +1,224 @@
+//! A TCP proxy that fails as networks do: before a real server, so that real clients meet it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// Passes bytes between clients and one server, or does to them what [`Mode`] says. Dropping it cuts all connections.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    mode: watch::Sender<Mode>,
+    count: Arc<Mutex<Count>>,
+    accepting: JoinHandle<()>,
+}
+
+/// What a proxy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "tests name each")]
+pub enum Mode {
+    /// Passes everything on.
+    Pass,
+    /// Passes everything on, later.
+    Delay(Duration),
+    /// Passes on one byte of an answer at a time, with this pause.
+    Drip(Duration),
+    /// Keeps connections open and passes nothing on: what was sent waits, and answers do too.
+    Silence,
+    /// Passes requests on; their answers are lost.
+    LoseAnswers,
+    /// Cuts all connections, and every new one at once.
+    Cut,
+}
+
+/// What went through a proxy of the requests of HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "tests read each")]
+pub struct Count {
+    /// Requests that were begun.
+    pub requests: u64,
+    /// Times that requests were begun after an answer had come: one after the other.
+    pub round_trips: u64,
+    /// Whether an answer came since a request was begun.
+    answered: bool,
+}
+
+impl Proxy {
+    /// Begins to listen, before the server at `host:port`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no free port.
+    pub async fn start(server: &str) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let (mode, modes) = watch::channel(Mode::Pass);
+        let count = Arc::new(Mutex::new(Count { answered: true, ..Count::default() }));
+        let server = server.to_owned();
+        let accepting = tokio::spawn(accept(listener, server, modes, count.clone()));
+        Self { port, mode, count, accepting }
+    }
+
+    /// Where it listens, as `host:port`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)).to_string()
+    }
+
+    /// Does something else from now on.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// What went through since the last call.
+    #[must_use]
+    pub fn take_count(&self) -> Count {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *count, Count { answered: true, ..Count::default() })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.mode.send_replace(Mode::Cut);
+        self.accepting.abort();
+    }
+}
+
+type Shared = Arc<Mutex<Count>>;
+
+async fn accept(listener: TcpListener, server: String, mode: watch::Receiver<Mode>, count: Shared) {
+    while let Ok((client, _)) = listener.accept().await {
+        tokio::spawn(serve(client, server.clone(), mode.clone(), count.clone()));
+    }
+}
+
+async fn serve(client: TcpStream, server: String, mode: watch::Receiver<Mode>, count: Shared) {
+    let mut modes = mode.clone();
+    let serving = async {
+        let Ok(server) = TcpStream::connect(server).await else { return };
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        let sent = pass(from_client, to_server, Way::Request, mode.clone(), count.clone());
+        let answered = pass(from_server, to_client, Way::Answer, mode.clone(), count);
+        tokio::join!(sent, answered);
+    };
+    let is_cut = async {
+        // The sender is gone with the proxy.
+        let _ = modes.wait_for(|mode| *mode == Mode::Cut).await;
+    };
+    tokio::select! { biased; () = is_cut => {} () = serving => {} }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Request,
+    Answer,
+}
+
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    way: Way,
+    mut mode: watch::Receiver<Mode>,
+    count: Shared,
+) {
+    let mut frames = Frames::new(way);
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let bytes = &buffer[..read];
+        let talks = |mode: &Mode| *mode != Mode::Silence;
+        let Ok(now) = mode.wait_for(talks).await.map(|mode| *mode) else { return };
+        frames.read(bytes, &count);
+        let written = match (now, way) {
+            (Mode::LoseAnswers, Way::Answer) => Ok(()),
+            (Mode::Drip(pause), Way::Answer) => drip(&mut to, bytes, pause).await,
+            (Mode::Delay(delay), _) => {
+                sleep(delay).await;
+                to.write_all(bytes).await
+            }
+            _ => to.write_all(bytes).await,
+        };
+        if written.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+async fn drip(to: &mut OwnedWriteHalf, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
+    for byte in bytes {
+        sleep(pause).await;
+        to.write_all(std::slice::from_ref(byte)).await?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "real networks live in real time")]
+async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// Finds the frames of HTTP/2 (RFC 9113, section 4.1) in a stream of bytes that comes in pieces.
+struct Frames {
+    way: Way,
+    /// Bytes to pass over: the rest of a frame, or the preface of a client.
+    skip: usize,
+    head: Vec<u8>,
+}
+
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+const HEAD: usize = 9;
+const HEADERS: u8 = 1;
+
+impl Frames {
+    fn new(way: Way) -> Self {
+        let skip = if way == Way::Request { PREFACE } else { 0 };
+        Self { way, skip, head: Vec::with_capacity(HEAD) }
+    }
+
+    fn read(&mut self, mut bytes: &[u8], count: &Shared) {
+        loop {
+            let passed = self.skip.min(bytes.len());
+            self.skip -= passed;
+            bytes = &bytes[passed..];
+            if bytes.is_empty() {
+                return;
+            }
+            let taken = (HEAD - self.head.len()).min(bytes.len());
+            self.head.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if let &[a, b, c, kind, ..] = &*self.head
+                && self.head.len() == HEAD
+            {
+                self.head.clear();
+                self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                self.frame(kind, &mut count.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+
+    fn frame(&self, kind: u8, count: &mut Count) {
+        match self.way {
+            Way::Request if kind == HEADERS => {
+                count.requests += 1;
+                count.round_trips += u64::from(count.answered);
+                count.answered = false;
+            }
+            Way::Answer if kind == HEADERS => count.answered = true,
+            _ => {}
+        }
+    }
+}
