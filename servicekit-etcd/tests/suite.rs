@@ -5,7 +5,10 @@ mod common;
 use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
 
 use etcd_client::Client;
-use servicekit_core::{Env, Random};
+use servicekit_core::{
+    Env, Random,
+    store::{Limits, Reliable},
+};
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
 async fn one_node() -> Option<Subject> {
     let server = server::Etcd::start()?;
     let address = format!("//{}", server.endpoints());
-    Some(subject("one-node", address, false, server))
+    Some(subject("one-node", address, false, server, |etcd, _| Fresh::new(etcd)))
 }
 
 async fn three_nodes() -> Option<Subject> {
@@ -38,7 +41,8 @@ async fn three_nodes() -> Option<Subject> {
     let all: Vec<_> = endpoints.split(',').collect();
     common::add_users(&Client::connect(all, Some(pki.options())).await.unwrap()).await;
     let address = format!("//agent:hush@{endpoints}?{}", pki.parameters());
-    Some(subject("three-nodes-tls-users", address, true, (cluster, pki)))
+    let keep = (cluster, pki);
+    Some(subject("three-nodes-tls-users", address, true, keep, |etcd, _| Fresh::new(etcd)))
 }
 
 async fn failing_network() -> Option<Subject> {
@@ -46,7 +50,11 @@ async fn failing_network() -> Option<Subject> {
     let proxy = Arc::new(Proxy::start(&server.endpoints()).await);
     let address = format!("//{}", proxy.endpoint());
     tokio::spawn(fail_now_and_then(proxy));
-    Some(subject("failing-network", address, false, server).failing())
+    // With the wrapper that everybody has: without it, cases would be told of every failure.
+    let open = |etcd, env| {
+        Fresh::new(Reliable::new("etcd", Arc::new(etcd), env, Limits::default()))
+    };
+    Some(subject("failing-network", address, false, server, open))
 }
 
 fn subject(
@@ -54,12 +62,14 @@ fn subject(
     address: String,
     encrypted: bool,
     keep: impl Send + Sync + 'static,
+    fresh: fn(Etcd, Env) -> Fresh,
 ) -> Subject {
     let keep = Arc::new(keep);
     Subject::new(name, Time::Real, move |env| {
-        let opened = Config::parse(&address, encrypted).and_then(|config| Etcd::new(config, env));
+        let config = Config::parse(&address, encrypted);
+        let opened = config.and_then(|config| Etcd::new(config, env.clone()));
         let keep = keep.clone();
-        async move { Ok(Fresh::new(opened?).keeping(keep)) }
+        async move { Ok(fresh(opened?, env).keeping(keep)) }
     })
 }
 
@@ -78,10 +88,10 @@ fn fail_now_and_then(proxy: Arc<Proxy>) -> impl Future<Output = ()> {
     ];
     async move {
         loop {
-            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
+            env.clock.sleep(Duration::from_millis(500 + random.below(1500))).await;
             let fault = faults[usize::try_from(random.below(5)).unwrap_or(0)];
             proxy.set(fault);
-            env.clock.sleep(Duration::from_millis(20 + random.below(150))).await;
+            env.clock.sleep(Duration::from_millis(10 + random.below(100))).await;
             if fault == Mode::LoseAnswers {
                 // What is missing in the middle of a stream is never made good; a network would not let it go on either.
                 proxy.set(Mode::Cut);

@@ -144,7 +144,7 @@ async fn pass(
         frames.read(bytes, &count);
         let written = match (now, way) {
             (Mode::LoseAnswers, Way::Answer) => Ok(()),
-            (Mode::Drip(pause), Way::Answer) => drip(&mut to, bytes, pause).await,
+            (Mode::Drip(pause), Way::Answer) => drip(&mut to, bytes, pause, &mode).await,
             (Mode::Delay(delay), _) => {
                 sleep(delay).await;
                 to.write_all(bytes).await
@@ -158,8 +158,16 @@ async fn pass(
     let _ = to.shutdown().await;
 }
 
-async fn drip(to: &mut OwnedWriteHalf, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
-    for byte in bytes {
+async fn drip(
+    to: &mut OwnedWriteHalf,
+    bytes: &[u8],
+    pause: Duration,
+    mode: &watch::Receiver<Mode>,
+) -> std::io::Result<()> {
+    for (i, byte) in bytes.iter().enumerate() {
+        if *mode.borrow() != Mode::Drip(pause) {
+            return to.write_all(&bytes[i..]).await;
+        }
         sleep(pause).await;
         to.write_all(std::slice::from_ref(byte)).await?;
     }

@@ -60,7 +60,6 @@ pub fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
 pub struct Subject {
     name: &'static str,
     time: Time,
-    fails: bool,
     open: Open,
 }
 
@@ -95,14 +94,7 @@ impl Subject {
     where
         F: Future<Output = Result<Fresh>> + Send + 'static,
     {
-        Self { name, time, fails: false, open: Arc::new(move |env| Box::pin(open(env))) }
-    }
-
-    /// A store whose requests fail now and then without a [`Plan`](crate::fault::Plan), as through a
-    /// [`Proxy`](crate::proxy::Proxy).
-    #[must_use]
-    pub fn failing(self) -> Self {
-        Self { fails: true, ..self }
+        Self { name, time, open: Arc::new(move |env| Box::pin(open(env))) }
     }
 
     /// What it is called.

@@ -145,7 +145,7 @@ async fn run_in(
     let setting = Setting {
         capabilities: counting.capabilities(),
         is_simulated: clock.is_some(),
-        has_faults: subject.fails || options.plan.is_some(),
+        has_faults: options.plan.is_some(),
     };
     if let Some(need) = case.lacks(&setting) {
         return Outcome::Ignored(need);
