@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{
-    Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions,
-};
+use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
 use servicekit_core::{Env, Error, Kind, Result, clock::timeout};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -185,6 +183,8 @@ fn read(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoints = self.members.iter().map(|member| &member.endpoint);
-        f.debug_struct("Cluster").field("members", &endpoints.collect::<Vec<_>>()).finish_non_exhaustive()
+        f.debug_struct("Cluster")
+            .field("members", &endpoints.collect::<Vec<_>>())
+            .finish_non_exhaustive()
     }
 }

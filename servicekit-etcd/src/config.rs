@@ -196,9 +196,8 @@ fn password_from(path: &str) -> Result<Zeroizing<String>> {
 pub(crate) fn refuse_exposed(what: &str, path: &Path, mask: u32) -> Result<()> {
     let secret = |message| Error::new(Kind::Secret, message).on("etcd");
     let path_shown = path.display();
-    let metadata = fs::metadata(path).map_err(|error| {
-        secret(format!("cannot read the {what} {path_shown}")).because(error)
-    })?;
+    let metadata = fs::metadata(path)
+        .map_err(|error| secret(format!("cannot read the {what} {path_shown}")).because(error))?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & mask == 0 {
         return Ok(());
@@ -290,8 +289,20 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_without_showing_a_password() {
         for rest in [
-            "", "db1", "//", "//db1:0", "//db1:x", "//db1:70000", "//db1,,db2", "//a b", "//::1",
-            "//[::x]", "//db1/pre fix", "//db1?verbose=1", "//:hush@db1", "//u:hu%ffsh@db1",
+            "",
+            "db1",
+            "//",
+            "//db1:0",
+            "//db1:x",
+            "//db1:70000",
+            "//db1,,db2",
+            "//a b",
+            "//::1",
+            "//[::x]",
+            "//db1/pre fix",
+            "//db1?verbose=1",
+            "//:hush@db1",
+            "//u:hu%ffsh@db1",
         ] {
             refusal(rest, false);
         }

@@ -120,8 +120,15 @@ mod tests {
     #[test]
     fn old_versions_are_warned_of() {
         for (version, old) in [
-            ("3.4.23", true), ("3.4.31", false), ("3.5.12", true), ("3.5.13", false), ("3.3.27", true),
-            ("3.6.0", false), ("3.6.0-rc.1", false), ("3.7.1", false), ("4.0.0", false),
+            ("3.4.23", true),
+            ("3.4.31", false),
+            ("3.5.12", true),
+            ("3.5.13", false),
+            ("3.3.27", true),
+            ("3.6.0", false),
+            ("3.6.0-rc.1", false),
+            ("3.7.1", false),
+            ("4.0.0", false),
         ] {
             assert_eq!(old_version("db1:2379", version).is_some(), old, "{version}");
         }

@@ -105,7 +105,9 @@ fn from_status(status: Status, effect: Effect) -> Error {
             "this user may not do that; its role needs read and write below the prefix",
         ),
         Code::Unimplemented => (Kind::Unsupported, Never, "this server has no v3 API of etcd"),
-        Code::InvalidArgument | Code::OutOfRange => (Kind::Invalid, Never, "the cluster refuses it"),
+        Code::InvalidArgument | Code::OutOfRange => {
+            (Kind::Invalid, Never, "the cluster refuses it")
+        }
         Code::ResourceExhausted => (Kind::Throttled, Safe, "the cluster asks to slow down"),
         Code::DataLoss => (Kind::Unexpected, Never, "the cluster's data is damaged"),
         Code::DeadlineExceeded => (Kind::Timeout, unsettled, "the cluster did not answer in time"),

@@ -32,7 +32,8 @@ pub(crate) fn encode(value: &[u8], write: &WriteId, ttl: Option<Duration>) -> Ve
     let json = text.and_then(|text| serde_json::from_str::<&RawValue>(text).ok());
     // Only what comes back byte by byte; `null` would be read as nothing at all.
     let json = json.filter(|json| json.get().len() == value.len() && json.get() != "null");
-    let is_readable = |text: &&str| json.is_none() && !text.chars().any(|c| c.is_control() && c != '\n');
+    let is_readable =
+        |text: &&str| json.is_none() && !text.chars().any(|c| c.is_control() && c != '\n');
     let text = text.filter(is_readable).map(str::to_owned);
     let base64 = (json.is_none() && text.is_none()).then(|| BASE64_STANDARD.encode(value));
     let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
@@ -146,8 +147,13 @@ mod tests {
             round_trip(br#"{"v":1, "x":[ ]}"#),
             r#"{"write":"w1","ttl_ms":1500,"json":{"v":1, "x":[ ]}}"#
         );
-        assert_eq!(round_trip(b"-----\nage"), r#"{"write":"w1","ttl_ms":1500,"text":"-----\nage"}"#);
-        for value in [&b"\xff\x00"[..], b"", b" 1", b"1 ", b"\"", b"null", b"\x1b[31m", "ü".as_bytes()] {
+        assert_eq!(
+            round_trip(b"-----\nage"),
+            r#"{"write":"w1","ttl_ms":1500,"text":"-----\nage"}"#
+        );
+        for value in
+            [&b"\xff\x00"[..], b"", b" 1", b"1 ", b"\"", b"null", b"\x1b[31m", "ü".as_bytes()]
+        {
             round_trip(value);
         }
     }
@@ -164,7 +170,9 @@ mod tests {
         let other = group("foo2").key("a".parse::<Name>().unwrap());
         assert!(layout.key(&other) > layout.end(&group("foo")));
         assert_eq!(layout.name(&group("foo"), b"/p/default/foo/a"), Some(key.name));
-        for stranger in [&b"/p/default/foo/b/a"[..], b"/p/default/foo/", b"/p/default/foo/\xff", b"/q"] {
+        for stranger in
+            [&b"/p/default/foo/b/a"[..], b"/p/default/foo/", b"/p/default/foo/\xff", b"/q"]
+        {
             assert_eq!(layout.name(&group("foo"), stranger), None);
         }
     }

@@ -62,8 +62,7 @@ impl Etcd {
         let Inner { layout, .. } = &*self.0;
         let mut records = Vec::new();
         let mut revision = 0;
-        let mut pages: Vec<_> =
-            groups.iter().map(|group| (group, layout.start(group))).collect();
+        let mut pages: Vec<_> = groups.iter().map(|group| (group, layout.start(group))).collect();
         while !pages.is_empty() {
             let answers = self.read_pages(&pages, revision).await?;
             revision = answers.header().map_or(revision, |header| match revision {
@@ -134,7 +133,9 @@ impl Etcd {
     async fn keep_alive(&self, lease: i64) -> Result<bool> {
         let ask = |client: Client| async move {
             match client.lease_client().keep_alive(lease).await {
-                Err(EtcdError::LeaseKeepAliveError(said)) if said.contains("not found") => Ok(false),
+                Err(EtcdError::LeaseKeepAliveError(said)) if said.contains("not found") => {
+                    Ok(false)
+                }
                 answer => answer.map(|_| true),
             }
         };

@@ -63,8 +63,7 @@ struct Following<'a> {
 impl<'a> Following<'a> {
     async fn begin(etcd: &'a Etcd, group: &'a Group) -> Result<(Self, Change)> {
         let of = |error: Error| error.on("etcd").during("watch").at(group);
-        let (records, revision) =
-            etcd.read(std::slice::from_ref(group)).await.map_err(of)?;
+        let (records, revision) = etcd.read(std::slice::from_ref(group)).await.map_err(of)?;
         let member = etcd.0.cluster.current();
         let layout = &etcd.0.layout;
         let options = WatchOptions::new()

@@ -58,7 +58,8 @@ impl Etcd {
     pub fn start_cluster(members: usize, tls: Option<&Tls>) -> Option<Self> {
         let program = env::var_os("SERVICEKIT_ETCD").map_or_else(|| "etcd".into(), PathBuf::from);
         if !is_there(&program) {
-            let advice = "install it with `apt-get install etcd-server`, or name it in SERVICEKIT_ETCD";
+            let advice =
+                "install it with `apt-get install etcd-server`, or name it in SERVICEKIT_ETCD";
             assert!(
                 env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(),
                 "{} is missing; {advice}",
@@ -76,8 +77,11 @@ impl Etcd {
         let ports = free_ports(2 * members);
         let (clients, peers) = ports.split_at(members);
         let name = |i: usize| format!("m{i}");
-        let all: Vec<_> =
-            peers.iter().enumerate().map(|(i, port)| format!("{}={}", name(i), peer(*port))).collect();
+        let all: Vec<_> = peers
+            .iter()
+            .enumerate()
+            .map(|(i, port)| format!("{}={}", name(i), peer(*port)))
+            .collect();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let member = |(i, (client, port)): (usize, (&u16, &u16))| {
             let folder = tempfile::tempdir().expect("a temporary folder");
@@ -215,7 +219,8 @@ impl Process {
         // The shell tells how the server ended, which is no news.
         let mut guard = guard.stderr(Stdio::null()).spawn()?;
         let mut line = String::new();
-        BufReader::new(guard.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?).read_line(&mut line)?;
+        BufReader::new(guard.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?)
+            .read_line(&mut line)?;
         let server = line.trim().parse().map_err(io::Error::other)?;
         Ok(Self { guard, server })
     }

@@ -24,7 +24,7 @@ mod run;
 mod store;
 mod world;
 
-use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc};
+use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use servicekit_core::{Backend, Env, Namespace, Result, store::Store};
@@ -60,6 +60,8 @@ pub fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
 pub struct Subject {
     name: &'static str,
     time: Time,
+    ttl: Duration,
+    exceptions: &'static [(&'static str, &'static str)],
     open: Open,
 }
 
@@ -94,7 +96,27 @@ impl Subject {
     where
         F: Future<Output = Result<Fresh>> + Send + 'static,
     {
-        Self { name, time, open: Arc::new(move |env| Box::pin(open(env))) }
+        let open: Open = Arc::new(move |env| Box::pin(open(env)));
+        Self { name, time, ttl: Duration::ZERO, exceptions: &[], open }
+    }
+
+    /// Nothing in its cases has a shorter ttl: for a store that may be out of reach for a moment.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Duration) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// Cases that are not run, each with the reason, which is shown.
+    ///
+    /// # Panics
+    ///
+    /// When one has a name that no case has.
+    #[must_use]
+    pub fn except(self, exceptions: &'static [(&'static str, &'static str)]) -> Self {
+        for (name, _) in exceptions {
+            assert!(cases().any(|case| case.name == *name), "there is no case {name:?}");
+        }
+        Self { exceptions, ..self }
     }
 
     /// What it is called.

@@ -31,7 +31,11 @@ impl Pki {
     }
 
     /// A certificate and its key for 127.0.0.1, changed as wanted.
-    pub fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+    pub fn issue(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (PathBuf, PathBuf) {
         use std::os::unix::fs::PermissionsExt as _;
 
         let mut params = CertificateParams::new(["127.0.0.1".into()]).unwrap();

@@ -21,6 +21,8 @@ pub(super) struct World {
     pub(super) faulty: Faulty,
     pub(super) counting: Counting,
     pub(super) namespace: Namespace,
+    /// The shortest ttl of a case, zero where any will do.
+    pub(super) ttl: Duration,
     pub(super) setting: Setting,
     pub(super) backend: MakeBackend,
 }
@@ -63,7 +65,7 @@ impl World {
         } else {
             Duration::from_millis(1500)
         };
-        short.max(self.capabilities().min_ttl)
+        short.max(self.capabilities().min_ttl).max(self.ttl)
     }
 
     /// So many, or a few where time is real.
