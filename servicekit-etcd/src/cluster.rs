@@ -8,6 +8,8 @@ use std::{
 };
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
+use futures_util::future::join_all;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use servicekit_core::{Env, Error, Kind, Result, clock::timeout};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -58,7 +60,7 @@ impl Cluster {
                 let message = format!(
                     "the user {user:?} needs a password: set SERVICEKIT_PASSWORD, or name a file with ?password-file="
                 );
-                return Err(Error::new(Kind::Invalid, message).on("etcd"));
+                return Err(invalid(message));
             };
             options = options.with_user(user, password.as_str());
         }
@@ -75,7 +77,7 @@ impl Cluster {
         };
         let members: Vec<_> = config.endpoints.iter().map(member).collect();
         if members.is_empty() {
-            return Err(Error::new(Kind::Invalid, "no host is named").on("etcd"));
+            return Err(invalid("no host is named".into()));
         }
         // All hosts are told the same list, and must not all use its first.
         let many = u64::try_from(members.len()).unwrap_or(u64::MAX);
@@ -134,12 +136,11 @@ impl Cluster {
         T: Send,
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
-        let mut answers = Vec::new();
-        for (i, member) in self.members.iter().enumerate() {
-            let answer = self.ask_member(i, Effect::Nothing, &request).await;
-            answers.push((member.endpoint.as_str(), answer));
-        }
-        answers
+        let request = &request;
+        let asked = self.members.iter().enumerate().map(|(i, member)| async move {
+            (member.endpoint.as_str(), self.ask_member(i, Effect::Nothing, request).await)
+        });
+        join_all(asked).await
     }
 
     /// Goes on to the next member, unless somebody else did already.
@@ -162,22 +163,44 @@ impl Cluster {
 fn tls_options(tls: &Tls) -> Result<TlsOptions> {
     let mut options = TlsOptions::new();
     options = match &tls.ca {
-        Some(ca) => options.ca_certificate(Certificate::from_pem(read("CA", ca)?.as_slice())),
+        Some(ca) => options.ca_certificate(Certificate::from_pem(certificate("CA", ca)?)),
         None => options.with_enabled_roots(),
     };
     if let Some((cert, key)) = &tls.client {
         refuse_exposed("client's key", key, 0o007)?;
-        let (cert, key) = (read("client certificate", cert)?, read("client's key", key)?);
-        options = options.identity(Identity::from_pem(cert.as_slice(), key.as_slice()));
+        let (cert, key) = (certificate("client certificate", cert)?, private_key(key)?);
+        options = options.identity(Identity::from_pem(cert, key.as_slice()));
     }
     Ok(options)
 }
 
+/// The certificates of a PEM file; without a look at them now, one that has none would be found out by a handshake that
+/// fails.
+fn certificate(what: &str, path: &Path) -> Result<Vec<u8>> {
+    let pem = read(what, path)?;
+    let mut certificates = CertificateDer::pem_slice_iter(&pem);
+    match certificates.next() {
+        Some(Ok(_)) if certificates.all(|certificate| certificate.is_ok()) => Ok(pem.to_vec()),
+        _ => Err(invalid(format!("there is no {what} (PEM) in {}", path.display()))),
+    }
+}
+
+fn private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    let pem = read("client's key", path)?;
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(_) => Ok(pem),
+        Err(_) => Err(invalid(format!("there is no private key (PEM) in {}", path.display()))),
+    }
+}
+
 fn read(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     fs::read(path).map(Zeroizing::new).map_err(|error| {
-        let message = format!("cannot read the {what} in {}", path.display());
-        Error::new(Kind::Invalid, message).on("etcd").because(error)
+        invalid(format!("cannot read the {what} in {}", path.display())).because(error)
     })
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::Invalid, message).on("etcd")
 }
 
 impl fmt::Debug for Cluster {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use etcd_client::{AlarmAction, AlarmType, Client, StatusResponse};
+use futures_util::join;
 use servicekit_core::{Doctor, Error, Finding, Kind};
 
 use crate::{error::Effect, store::Etcd};
@@ -74,9 +75,10 @@ impl ClusterDoctor {
 #[async_trait]
 impl Doctor for ClusterDoctor {
     async fn examine(&self) -> Vec<Finding> {
-        let mut findings = self.members().await;
-        findings.push(self.alarms().await);
-        findings.extend(self.next.examine().await);
+        let (mut findings, alarms, next) =
+            join!(self.members(), self.alarms(), self.next.examine());
+        findings.push(alarms);
+        findings.extend(next);
         findings
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn is_of_this_member(error: &Error) -> bool {
 fn from_status(status: Status, effect: Effect) -> Error {
     use Retry::{Never, Safe};
 
-    if let Some(error) = before_sending(&status) {
+    if let Some(error) = distrust(&status).or_else(|| before_sending(&status)) {
         return error;
     }
     let unsettled = effect.unsettled();
@@ -114,32 +114,42 @@ fn from_status(status: Status, effect: Effect) -> Error {
         Code::FailedPrecondition | Code::NotFound | Code::AlreadyExists => {
             (Kind::Unexpected, Never, "the cluster refuses it")
         }
-        // Also what the connection makes of its end: an answer may have been lost with it.
-        _ => (Kind::Unavailable, unsettled, "the cluster or the connection failed"),
+        // The connection came to its end, and an answer may have been lost with it.
+        _ if status.source().is_some() => {
+            let advice = "if it never works: is that etcd, does it want TLS (etcds://), does it take the client \
+                          certificate?";
+            let message = format!("the connection failed{}; {advice}", innermost(&status));
+            return Error::new(Kind::Unavailable, message).retry_as(unsettled);
+        }
+        _ => (Kind::Unavailable, unsettled, "the cluster cannot serve now"),
     };
-    let message = if said.is_empty() {
-        format!("{advice}{}", innermost(&status))
-    } else {
-        format!("{advice} ({})", said.trim_start_matches("etcdserver: "))
+    // The source would say the same in many more words.
+    let message = match said.trim_start_matches("etcdserver: ") {
+        "" => advice.to_owned(),
+        said => format!("{advice} ({said})"),
     };
-    Error::new(kind, message).retry_as(retry).because(status)
+    Error::new(kind, message).retry_as(retry)
+}
+
+/// The error for a certificate that one side does not take; then nothing of the request was looked at.
+///
+/// In TLS 1.3 a server says so when the client believes that the handshake is over (RFC 8446, section 4.4.2.4), and
+/// rustls tells by its words alone, since its type is hidden in an I/O error.
+fn distrust(status: &Status) -> Option<Error> {
+    let cause = innermost(status);
+    let is_it = cause.contains("fatal alert") || cause.contains("invalid peer certificate");
+    is_it.then(|| {
+        let message = format!("the server and this client do not trust each other{cause}");
+        Error::new(Kind::Denied, message)
+    })
 }
 
 /// The error for a connection that never was: nothing was sent.
 fn before_sending(status: &Status) -> Option<Error> {
-    let causes = std::iter::successors(status.source(), |cause| (*cause).source());
-    let mut causes = causes.skip_while(|cause| !cause.is::<tonic::ConnectError>());
-    let connect = causes.next()?;
-    let cause = innermost(connect);
-    // rustls tells by its words alone what is wrong with a certificate, since its type is hidden in an I/O error.
-    let error = if cause.contains("certificate") || cause.contains("alert") {
-        let message = format!("the server and this client do not trust each other{cause}");
-        Error::new(Kind::Denied, message)
-    } else {
-        let message = format!("cannot reach the server{cause}");
-        Error::new(Kind::Unavailable, message).retry_as(Retry::Safe)
-    };
-    Some(error)
+    let mut causes = std::iter::successors(status.source(), |cause| (*cause).source());
+    let connect = causes.find(|cause| cause.is::<tonic::ConnectError>())?;
+    let message = format!("cannot reach the server{}", innermost(connect));
+    Some(Error::new(Kind::Unavailable, message).retry_as(Retry::Safe))
 }
 
 /// The last cause in words, ready to be appended.

@@ -1,0 +1,248 @@
+//! What is refused, and what is said then.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use etcd_client::Client;
+use futures_util::StreamExt as _;
+use servicekit_core::{
+    Env, Error, Kind, Name, Namespace, Result, Retry,
+    store::{Change, Expect, Group, Keep, Put, Store as _, WriteId},
+};
+use servicekit_etcd::{Config, Etcd};
+use servicekit_testkit::{
+    proxy::{Mode, Proxy},
+    server,
+};
+
+fn open(address: &str, encrypted: bool) -> Result<Etcd> {
+    Etcd::new(Config::parse(address, encrypted)?, Env::system())
+}
+
+fn group() -> Group {
+    Group::of(&Namespace::default(), "tests")
+}
+
+fn put(name: &str, keep: Keep) -> Put {
+    Put {
+        key: group().key(name.parse::<Name>().unwrap()),
+        value: (*b"{}").into(),
+        expect: Expect::Absent,
+        keep,
+        write: WriteId::new(format!("write of {name}")),
+    }
+}
+
+/// What a read and a write are told; both the same.
+async fn refused(etcd: &Etcd) -> Error {
+    let read = etcd.list(&[group()]).await.unwrap_err();
+    let write = etcd.put(&put("a", Keep::Durable)).await.unwrap_err();
+    assert_eq!(read.kind(), write.kind(), "{read:?} {write:?}");
+    for error in [&read, &write] {
+        assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+    }
+    write
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_is_told_why() {
+    let (pki, strangers) = (common::Pki::new(), common::Pki::new());
+    let Some(cluster) = server::Etcd::start_cluster(1, Some(&pki.server())) else { return };
+    let place = cluster.endpoints();
+    let admin = Client::connect([&*place], Some(pki.options())).await.unwrap();
+    common::add_users(&admin).await;
+    let good = pki.parameters();
+
+    let etcd = open(&format!("//agent:hush@{place}?{good}"), true).unwrap();
+    etcd.put(&put("a", Keep::Durable)).await.unwrap();
+
+    let expired = pki.issue("expired", |params| {
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    });
+    let ca = |pki: &common::Pki| format!("ca={}", pki.ca().display());
+    let with = |(cert, key): &(std::path::PathBuf, std::path::PathBuf)| {
+        format!("&cert={}&key={}", cert.display(), key.display())
+    };
+    let foreign = strangers.issue("client", |_| {});
+    for (what, user, parameters, said) in [
+        ("a wrong password", "agent:hushh@", good.clone(), "wrong user or password"),
+        ("a user that is not there", "nobody:hush@", good.clone(), "wrong user or password"),
+        // Then it is the one that the client's certificate names.
+        ("no user", "", good.clone(), "permission denied"),
+        ("a CA that the server is not from", "agent:hush@", ca(&strangers), "trust"),
+        ("no client certificate", "agent:hush@", ca(&pki), "trust"),
+        ("an expired one", "agent:hush@", ca(&pki) + &with(&expired), "trust"),
+        ("one of another CA", "agent:hush@", ca(&pki) + &with(&foreign), "trust"),
+    ] {
+        let error = refused(&open(&format!("//{user}{place}?{parameters}"), true).unwrap()).await;
+        assert_eq!(
+            (error.kind(), error.retry()),
+            (Kind::Denied, Retry::Never),
+            "{what}: {error:?}"
+        );
+        assert!(error.to_string().contains(said), "{what}: {error:?}");
+    }
+
+    let elsewhere = open(&format!("//agent:hush@{place}/elsewhere?{good}"), true).unwrap();
+    let error = refused(&elsewhere).await;
+    assert_eq!((error.kind(), error.retry()), (Kind::Denied, Retry::Never), "{error:?}");
+    assert!(error.to_string().contains("read and write below the prefix"), "{error:?}");
+
+    let plain = refused(&open(&format!("//{place}"), false).unwrap()).await;
+    assert_eq!(plain.kind(), Kind::Unavailable, "{plain:?}");
+    assert!(plain.to_string().contains("etcds://"), "{plain:?}");
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let pki = common::Pki::new();
+    let (cert, key) = pki.issue("client", |_| {});
+    let address = format!("//db1?cert={}&key={}", cert.display(), key.display());
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = open(&address, true).unwrap_err();
+    assert_eq!(error.kind(), Kind::Secret);
+    assert!(error.to_string().contains("client.key") && error.to_string().contains("chmod 600"));
+    fs::remove_file(&key).unwrap();
+    assert!(open(&address, true).unwrap_err().to_string().contains("client.key"));
+    let error = open("//db1?ca=/nowhere/ca.pem", true).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert!(error.to_string().contains("/nowhere/ca.pem"), "{error:?}");
+    let empty = pki.ca().with_file_name("empty.pem");
+    fs::write(&empty, "no PEM").unwrap();
+    let error = open(&format!("//db1?ca={}", empty.display()), true).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid, "{error:?}");
+    assert!(error.to_string().contains("empty.pem"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_user_where_there_are_none_is_refused() {
+    let Some(server) = server::Etcd::start() else { return };
+    let error =
+        refused(&open(&format!("//agent:hush@{}", server.endpoints()), false).unwrap()).await;
+    assert_eq!(error.kind(), Kind::Invalid, "{error:?}");
+    assert!(error.to_string().contains("leave the user out"), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_etcd_is_told_from_one() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let error = refused(&open(&format!("//{place}"), false).unwrap()).await;
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("is that etcd"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_a_timeout() {
+    let Some(server) = server::Etcd::start() else { return };
+    let proxy = Proxy::start(&server.endpoints()).await;
+    let etcd = open(&format!("//{}", proxy.endpoint()), false).unwrap();
+    etcd.list(&[group()]).await.unwrap();
+    let mut changes = etcd.watch(&group());
+    assert_eq!(changes.next().await.unwrap().unwrap(), Change::Snapshot(Vec::new()));
+    proxy.set(Mode::Silence);
+    let write = etcd.put(&put("a", Keep::Durable)).await.unwrap_err();
+    assert_eq!((write.kind(), write.retry()), (Kind::Timeout, Retry::Unknown), "{write:?}");
+    let read = etcd.list(&[group()]).await.unwrap_err();
+    assert_eq!((read.kind(), read.retry()), (Kind::Timeout, Retry::Safe), "{read:?}");
+    // Nothing is sent while nothing changes, and yet it is noticed that nothing would come.
+    let error = changes.next().await.unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    proxy.set(Mode::Pass);
+    loop {
+        if let Ok(Change::Snapshot(records)) = changes.next().await.unwrap() {
+            // The write that was not answered came through in the end, or it never will.
+            assert!(records.len() <= 1);
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_others_wrote_is_passed_over() {
+    let Some(server) = server::Etcd::start() else { return };
+    let place = server.endpoints();
+    let etcd = open(&format!("//{place}"), false).unwrap();
+    let other = Client::connect([&*place], None).await.unwrap();
+    let mut changes = etcd.watch(&group());
+    assert_eq!(changes.next().await.unwrap().unwrap(), Change::Snapshot(Vec::new()));
+    let base = "/servicekit/default/tests";
+    for key in ["", "2/a", "/a b", "/\u{fc}", "/a/b", "0"] {
+        other.kv_client().put(format!("{base}{key}"), "theirs", None).await.unwrap();
+    }
+    other.kv_client().put(format!("{base}/mine"), "theirs", None).await.unwrap();
+    let Change::Put(record) = changes.next().await.unwrap().unwrap() else { panic!("a put") };
+    assert_eq!((record.key.name.as_str(), &*record.value), ("mine", &b"theirs"[..]));
+    let listed = etcd.list(&[group()]).await.unwrap();
+    assert_eq!(listed, [record.clone()]);
+    etcd.delete(&record.key, &record.version).await.unwrap();
+    assert_eq!(changes.next().await.unwrap().unwrap(), Change::Removed(record.key.name));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_gone_is_noticed_and_its_record_too() {
+    let Some(server) = server::Etcd::start() else { return };
+    let place = server.endpoints();
+    let etcd = open(&format!("//{place}"), false).unwrap();
+    let other = Client::connect([&*place], None).await.unwrap();
+    let put = put("a", Keep::Ephemeral(Duration::from_secs(600)));
+    etcd.put(&put).await.unwrap();
+    etcd.touch(&put.key, &put.write).await.unwrap();
+
+    // The lease lives and the record does not: a keep-alive alone would not notice.
+    let key = "/servicekit/default/tests/a";
+    let found = other.kv_client().get(key, None).await.unwrap();
+    let lease = found.kvs()[0].lease();
+    other.kv_client().delete(key, None).await.unwrap();
+    assert_eq!(etcd.touch(&put.key, &put.write).await.unwrap_err().kind(), Kind::Lost);
+
+    // The record lives, on no lease of ours: a read alone would not notice that it ends.
+    other.lease_client().revoke(lease).await.unwrap();
+    etcd.put(&put).await.unwrap();
+    other.lease_client().revoke(lease).await.unwrap();
+    assert_eq!(etcd.touch(&put.key, &put.write).await.unwrap_err().kind(), Kind::Lost);
+    assert_eq!(etcd.get(&put.key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_gap_that_compaction_made_is_closed_by_a_snapshot() {
+    let Some(server) = server::Etcd::start() else { return };
+    let place = server.endpoints();
+    let proxy = Proxy::start(&place).await;
+    let etcd = open(&format!("//{}", proxy.endpoint()), false).unwrap();
+    let direct = open(&format!("//{place}"), false).unwrap();
+    let other = Client::connect([&*place], None).await.unwrap();
+    let mut changes = etcd.watch(&group());
+    assert_eq!(changes.next().await.unwrap().unwrap(), Change::Snapshot(Vec::new()));
+    proxy.set(Mode::Cut);
+    direct.put(&put("a", Keep::Durable)).await.unwrap();
+    let version = direct.put(&put("b", Keep::Durable)).await.unwrap();
+    let key = put("b", Keep::Durable).key;
+    direct.delete(&key, &version).await.unwrap();
+    let revision = other.kv_client().get("x", None).await.unwrap().header().unwrap().revision();
+    other.kv_client().compact(revision, None).await.unwrap();
+    assert!(changes.next().await.unwrap().is_err());
+    proxy.set(Mode::Pass);
+    loop {
+        match changes.next().await.unwrap() {
+            Ok(Change::Snapshot(records)) => {
+                let names: Vec<_> = records.iter().map(|record| record.key.name.as_str()).collect();
+                break assert_eq!(names, ["a"]);
+            }
+            Ok(change) => panic!("{change:?} before a snapshot"),
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    }
+}
