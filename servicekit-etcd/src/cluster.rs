@@ -114,14 +114,15 @@ impl Cluster {
     {
         let Member { endpoint, url, client } = &self.members[member];
         let clock = &*self.env.clock;
-        // Logging in is a request of its own, where there is a user.
-        let connect = || Client::connect([url], Some(self.options.clone()));
+        // Logging in is a request of its own, where there is a user. The futures of tonic are large.
+        let connect = || Box::pin(Client::connect([url], Some(self.options.clone())));
         let connected = timeout(clock, PATIENCE, client.get_or_try_init(connect)).await;
         let connected = match connected {
             Ok(connected) => connected.map_err(|error| explain(error, Effect::Nothing)),
             Err(_) => Err(silent(endpoint, PATIENCE, Effect::Nothing)),
         };
-        match timeout(clock, PATIENCE, request(connected?.clone())).await {
+        let request = Box::pin(request(connected?.clone()));
+        match timeout(clock, PATIENCE, request).await {
             Ok(answer) => answer.map_err(|error| explain(error, effect)),
             Err(_) => Err(silent(endpoint, PATIENCE, effect)),
         }

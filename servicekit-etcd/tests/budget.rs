@@ -1,5 +1,7 @@
 //! The round trips and requests of `docs/backends/etcd.md`, counted at the wire.
 
+#![allow(clippy::unwrap_used, reason = "all of it is tests")]
+
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream::BoxStream};

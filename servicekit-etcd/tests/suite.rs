@@ -1,5 +1,7 @@
 //! The conformance suite on real clusters: one server; three with TLS and users; and one behind a network that fails.
 
+#![allow(clippy::unwrap_used, reason = "all of it is tests")]
+
 mod common;
 
 use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};

@@ -45,7 +45,6 @@ pub enum Mode {
 
 /// What went through a proxy of the requests of HTTP/2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "tests read each")]
 pub struct Count {
     /// Requests that were begun.
     pub requests: u64,

@@ -36,7 +36,7 @@ pub struct Store {
     folder: TempDir,
     runs: AtomicUsize,
     program: PathBuf,
-    scheme: &'static str,
+    url: String,
     variables: Vec<(&'static str, &'static str)>,
 }
 
@@ -60,10 +60,16 @@ impl Store {
         Self::of(env!("CARGO_BIN_EXE_servicekit").into(), "local")
     }
 
-    /// A store of another scheme, for a command that knows it.
+    /// A file of another scheme, for a command that knows it.
     pub fn of(program: PathBuf, scheme: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { folder, runs: AtomicUsize::new(0), program, scheme, variables: Vec::new() }
+        let url = format!("{scheme}:{}", folder.path().join("store.db").display());
+        Self { folder, runs: AtomicUsize::new(0), program, url, variables: Vec::new() }
+    }
+
+    /// A store at this address.
+    pub fn at(url: String) -> Self {
+        Self { url, ..Self::new() }
     }
 
     /// Sets a variable of the environment of all commands.
@@ -77,7 +83,7 @@ impl Store {
     }
 
     pub fn url(&self) -> String {
-        format!("{}:{}", self.scheme, self.path("store.db").display())
+        self.url.clone()
     }
 
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {

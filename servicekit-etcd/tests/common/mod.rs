@@ -1,6 +1,11 @@
 //! What tests on real clusters share.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::{fs, path::PathBuf};
 
