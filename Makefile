@@ -2,6 +2,7 @@
 
 .DEFAULT_GOAL := help
 SEEDS ?= 1000
+ROUNDS ?= 30
 SECONDS ?= 300
 
 .PHONY: help demo test soak fuzz bench fmt setup
@@ -19,9 +20,9 @@ test: ## Run all that CI runs: format, lints, licences, docs, tests, examples, d
 	@scripts/setup test
 	@scripts/test
 
-soak: ## Run all tests with many more seeds: make soak SEEDS=1000
+soak: ## Run all tests with many more seeds, and rounds of failing servers: make soak SEEDS=1000 ROUNDS=30
 	@scripts/setup test
-	SERVICEKIT_SEEDS=$(SEEDS) cargo test --workspace --locked
+	SERVICEKIT_SEEDS=$(SEEDS) SERVICEKIT_ROUNDS=$(ROUNDS) cargo test --workspace --locked
 
 fuzz: ## Feed random bytes to every parser of untrusted input: make fuzz SECONDS=300 (each); needs a nightly Rust
 	@scripts/setup build

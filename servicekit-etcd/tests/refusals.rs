@@ -255,3 +255,77 @@ async fn a_gap_that_compaction_made_is_closed_by_a_snapshot() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_role_that_may_read_reads_and_follows_and_writes_nothing() {
+    let pki = common::Pki::new();
+    let Some(cluster) = server::Etcd::start_cluster(1, Some(&pki.server())) else { return };
+    let place = cluster.endpoints();
+    let admin = Client::connect([&*place], Some(pki.options())).await.unwrap();
+    let mut auth = admin.auth_client();
+    auth.user_add("reader", "hush", None).await.unwrap();
+    auth.role_add("reader").await.unwrap();
+    let read = etcd_client::Permission::read("/servicekit/").with_prefix();
+    auth.role_grant_permission("reader", read).await.unwrap();
+    auth.user_grant_role("reader", "reader").await.unwrap();
+    common::add_users(&admin).await;
+    let of = |user: &str| open(&format!("//{user}:hush@{place}?{}", pki.parameters()), true);
+    let (agent, reader) = (of("agent").unwrap(), of("reader").unwrap());
+    let mut changes = reader.watch(&group());
+    assert_eq!(changes.next().await.unwrap().unwrap(), Change::Snapshot(Vec::new()));
+    let version = agent.put(&put("a", Keep::Durable)).await.unwrap();
+    assert!(matches!(changes.next().await.unwrap(), Ok(Change::Put(_))));
+    let listed = reader.list(&[group()]).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    for keep in [Keep::Durable, Keep::Ephemeral(Duration::from_secs(60))] {
+        let error = reader.put(&put("b", keep)).await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (Kind::Denied, Retry::Never), "{error:?}");
+    }
+    let error = reader.delete(&listed[0].key, &version).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_login_that_has_expired_is_renewed_without_a_word() {
+    let pki = common::Pki::new();
+    let Some(mut cluster) = server::Etcd::start_cluster(1, Some(&pki.server())) else { return };
+    let place = cluster.endpoints();
+    common::add_users(&Client::connect([&*place], Some(pki.options())).await.unwrap()).await;
+    let etcd = open(&format!("//agent:hush@{place}?{}", pki.parameters()), true).unwrap();
+    etcd.list(&[group()]).await.unwrap();
+    // Tokens are in the memory of a server.
+    cluster.members()[0].kill();
+    cluster.members()[0].start();
+    let env = Env::system();
+    loop {
+        match etcd.put(&put("a", Keep::Ephemeral(Duration::from_secs(60)))).await {
+            Ok(_) => break,
+            Err(error) => {
+                assert!(error.is_transient() || error.kind() == Kind::Conflict, "{error:?}")
+            }
+        }
+        env.clock.sleep(Duration::from_millis(100)).await;
+    }
+    let put = put("a", Keep::Durable);
+    etcd.touch(&put.key, &put.write).await.unwrap();
+}
+
+#[tokio::test]
+async fn space_that_is_used_up_is_said_and_nothing_is_tried_again() {
+    let Some(server) = server::Etcd::start() else { return };
+    let place = server.endpoints();
+    let etcd = open(&format!("//{place}"), false).unwrap();
+    let first = put("a", Keep::Ephemeral(Duration::from_secs(60)));
+    etcd.put(&first).await.unwrap();
+    let other = Client::connect([&*place], None).await.unwrap();
+    let mut maintenance = other.maintenance_client();
+    let (set, kind) = (etcd_client::AlarmAction::Activate, etcd_client::AlarmType::Nospace);
+    maintenance.alarm(set, kind, None).await.unwrap();
+    let error = etcd.put(&put("b", Keep::Durable)).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (Kind::Unavailable, Retry::Never), "{error:?}");
+    assert!(error.to_string().contains("etcdctl alarm disarm"), "{error:?}");
+    // What is there is still kept, read, and given back.
+    etcd.touch(&first.key, &first.write).await.unwrap();
+    let found = etcd.get(&first.key).await.unwrap().unwrap();
+    etcd.delete(&found.key, &found.version).await.unwrap();
+}

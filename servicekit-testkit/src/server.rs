@@ -175,6 +175,12 @@ impl Member {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The folder that its data are in.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// What it wrote to its log so far.
     #[must_use]
     pub fn log(&self) -> String {
