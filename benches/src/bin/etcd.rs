@@ -1,0 +1,294 @@
+//! The etcd store against etcd's own tools, on a server that this starts: lease cycles against the same requests sent by
+//! bare `etcd-client`, whole processes against `etcdctl lock`, a hand-over among a hundred waiters, and ten thousand instances.
+//!
+//! ```sh
+//! cargo build --release -p servicekit-cli && cargo run --release -p servicekit-benches --bin etcd
+//! ```
+//!
+//! What is compared takes turns, so that a busy machine slows both.
+
+use std::{
+    error::Error,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, LeaseGrantOptions, PutOptions, Txn,
+    TxnOp,
+};
+use futures_util::{
+    StreamExt as _,
+    future::{join_all, try_join, try_join_all},
+};
+use servicekit::{
+    Backend, Clock as _, Env, Instance, Label, State,
+    clock::SystemClock,
+    discovery::{Options, View},
+    lease::{Request, Standing, Term},
+    registry::Claim,
+};
+use servicekit_benches::binary;
+use servicekit_testkit::server;
+use wait4::Wait4 as _;
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let server = server::Etcd::start().ok_or("etcd is missing")?;
+    let endpoint = server.endpoints();
+    let url = format!("etcd://{endpoint}");
+    cycles(&url, &endpoint).await?;
+    processes(&url, &endpoint)?;
+    hand_over(&url, &endpoint).await?;
+    instances(&url).await
+}
+
+const ROUNDS: usize = 20;
+const CYCLES: usize = 50;
+
+async fn cycles(url: &str, endpoint: &str) -> Result<()> {
+    let backend = servicekit::connect(url).await?;
+    let client = Client::connect([endpoint], None).await?;
+    cycle(&backend).await?;
+    let clock = SystemClock;
+    let (mut ours, mut theirs) = (Duration::ZERO, Duration::ZERO);
+    for round in 0..ROUNDS {
+        let began = clock.now();
+        for _ in 0..CYCLES {
+            cycle(&backend).await?;
+        }
+        let between = clock.now();
+        for i in 0..CYCLES {
+            bare_cycle(&client, i64::try_from(round * CYCLES + i + 1)?).await?;
+        }
+        ours += between.since(began);
+        theirs += clock.now().since(between);
+    }
+    let count = f64::from(u32::try_from(ROUNDS * CYCLES)?);
+    println!("lease cycles:                    {:8.0} a second", count / ours.as_secs_f64());
+    println!("the same requests, bare:         {:8.0} a second", count / theirs.as_secs_f64());
+    println!("time against bare:               {:8.2}", ours.as_secs_f64() / theirs.as_secs_f64());
+    Ok(())
+}
+
+fn request(holder: &str) -> Result<Request> {
+    Ok(Request {
+        holder: holder.parse()?,
+        term: Term::Attended { ttl: Duration::from_secs(30) },
+        slots: 1,
+        wait: Some(Duration::from_secs(600)),
+        note: String::new(),
+    })
+}
+
+async fn cycle(backend: &Backend) -> Result<()> {
+    match backend.leases.join(&"bench".parse()?, &request("bench")?).await? {
+        (ticket, Standing::Granted(_)) => Ok(backend.leases.leave(&ticket).await?),
+        (_, standing) => Err(format!("not granted: {standing:?}").into()),
+    }
+}
+
+/// The requests of a cycle, with values of the same sizes: a lease and the head, the ticket, the head; the queue, the
+/// ticket's end, the head, and the lease given back.
+async fn bare_cycle(client: &Client, lease: i64) -> Result<()> {
+    let (ticket, head) = ("/bare/default/lease/bench/t-123", "/bare/default/lease/bench/head");
+    let mut kv = client.kv_client();
+    let put = |key: &str, size: usize, lease: i64| {
+        let options = PutOptions::new().with_lease(lease).with_prev_key();
+        let compare = Compare::mod_revision(key, CompareOp::Greater, -1);
+        let put = TxnOp::put(key, vec![b'x'; size], Some(options));
+        Txn::new().when([compare]).and_then([put])
+    };
+    let (mut granting, mut getting) = (client.lease_client(), client.kv_client());
+    let granted = granting.grant(30, Some(LeaseGrantOptions::new().with_id(lease)));
+    try_join(granted, getting.get(head, None)).await?;
+    kv.txn(put(ticket, 240, lease)).await?;
+    kv.txn(put(head, 1000, 0)).await?;
+    let options = GetOptions::new().with_prefix();
+    let queue = TxnOp::get("/bare/default/lease/bench/", Some(options));
+    kv.txn(Txn::new().and_then([queue])).await?;
+    let compare = Compare::mod_revision(ticket, CompareOp::Greater, -1);
+    let delete = TxnOp::delete(ticket, Some(DeleteOptions::new().with_prev_key()));
+    kv.txn(Txn::new().when([compare]).and_then([delete])).await?;
+    let mut revoking = client.lease_client();
+    tokio::spawn(async move { revoking.revoke(lease).await });
+    kv.txn(put(head, 1000, 0)).await?;
+    Ok(())
+}
+
+const RUNS: usize = 60;
+
+#[derive(Default)]
+struct Usage {
+    wall: Vec<Duration>,
+    cpu: Vec<Duration>,
+    memory: u64,
+}
+
+impl Usage {
+    fn of(&mut self, command: &mut Command) -> Result<()> {
+        let began = SystemClock.now();
+        let used = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?.wait4()?;
+        if !used.status.success() {
+            return Err(format!("{command:?} failed: {}", used.status).into());
+        }
+        self.wall.push(SystemClock.now().since(began));
+        self.cpu.push(used.rusage.utime + used.rusage.stime);
+        self.memory = self.memory.max(used.rusage.maxrss);
+        Ok(())
+    }
+}
+
+fn median(times: &mut [Duration]) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}
+
+fn processes(url: &str, endpoint: &str) -> Result<()> {
+    let mut ours = Command::new(binary()?);
+    ours.args(["acquire-lease", "--label", "x", "--backend", url, "--", "true"]);
+    let mut theirs = Command::new("etcdctl");
+    theirs.env("ETCDCTL_API", "3").args(["--endpoints", endpoint, "lock", "x", "true"]);
+    let (mut our, mut their) = (Usage::default(), Usage::default());
+    for _ in 0..RUNS {
+        our.of(&mut ours)?;
+        their.of(&mut theirs)?;
+    }
+    let (wall, cpu) = (median(&mut our.wall), median(&mut our.cpu));
+    let (their_wall, their_cpu) = (median(&mut their.wall), median(&mut their.cpu));
+    println!(
+        "acquire-lease -- true:           {wall:8.2} ms, {cpu:.2} ms of CPU, {} MB",
+        our.memory / 1_000_000
+    );
+    println!(
+        "etcdctl lock x true:             {their_wall:8.2} ms, {their_cpu:.2} ms of CPU, {} MB",
+        their.memory / 1_000_000
+    );
+    println!("wall time and CPU against it:    {:8.2}, {:.2}", wall / their_wall, cpu / their_cpu);
+    Ok(())
+}
+
+const WAITERS: usize = 100;
+const HAND_OVERS: usize = 50;
+
+async fn hand_over(url: &str, endpoint: &str) -> Result<()> {
+    let lease: Label = "handed".parse()?;
+    let clock = SystemClock;
+    let backend = servicekit::connect(url).await?;
+    let (mut ticket, _) = backend.leases.join(&lease, &request("first")?).await?;
+    let mut waiting = Vec::new();
+    for i in 0..WAITERS {
+        let leases = servicekit::connect(url).await?.leases;
+        let (ticket, _) = leases.join(&lease, &request(&format!("w{i}"))?).await?;
+        let mut standings = leases.wait(&ticket);
+        waiting.push((
+            ticket,
+            tokio::spawn(async move {
+                loop {
+                    match standings.next().await {
+                        Some(Ok(Standing::Granted(_))) => return SystemClock.now(),
+                        Some(_) => {}
+                        None => panic!("it ended without a grant"),
+                    }
+                }
+            }),
+        ));
+    }
+    let mut client = Client::connect([endpoint], None).await?.kv_client();
+    let (mut times, mut trips) = (Vec::new(), Vec::new());
+    clock.sleep(Duration::from_secs(1)).await;
+    for (next, granted) in waiting.into_iter().take(HAND_OVERS) {
+        let began = clock.now();
+        client.put("/bare/trip", "x", None).await?;
+        trips.push(clock.now().since(began));
+        // From the moment that the slot is free, which is when leaving has come back.
+        let began = clock.now();
+        backend.leases.leave(&ticket).await?;
+        times.push(granted.await?.since(began));
+        ticket = next;
+    }
+    let (time, trip) = (median(&mut times), median(&mut trips));
+    println!("leave and grant, 100 waiters:    {time:8.2} ms, {:.1} bare puts", time / trip);
+    Ok(())
+}
+
+const INSTANCES: usize = 10_000;
+const WATCHERS: usize = 100;
+
+async fn instances(url: &str) -> Result<()> {
+    let (clock, env) = (SystemClock, Env::system());
+    let web: Label = "web".parse()?;
+    let registry = servicekit::connect(url).await?.registry;
+    let session = registry.open("bench", Duration::from_secs(600)).await?;
+    let now = clock.wall();
+    let up = |i: usize| -> Result<Instance> {
+        let mut instance =
+            Instance::starting(web.clone(), format!("web-{i}").parse()?, "10.0.0.1", now);
+        instance.change(State::Up, "rise 1", "200 OK", now);
+        Ok(instance)
+    };
+    for first in (0..INSTANCES).step_by(100) {
+        let puts = (first..first + 100).map(|i| {
+            let instance = up(i);
+            let (registry, session) = (&registry, &session);
+            async move {
+                Ok::<_, Box<dyn Error>>(registry.put(session, &Claim::new(), &instance?).await?)
+            }
+        });
+        try_join_all(puts).await?;
+    }
+    let mut lists = Vec::new();
+    for _ in 0..10 {
+        let began = clock.now();
+        if registry.list(&web).await?.up().count() != INSTANCES {
+            return Err("some are missing".into());
+        }
+        lists.push(clock.now().since(began));
+    }
+    println!("list of 10,000 instances:        {:8.2} ms", median(&mut lists));
+    let before = resident()?;
+    let mut views = Vec::new();
+    for _ in 0..WATCHERS {
+        let registry = servicekit::connect(url).await?.registry;
+        let view = View::open(&registry, Options::labels([web.clone()]), env.clone());
+        view.ready().await;
+        views.push(Arc::new(view));
+    }
+    println!(
+        "a view of them:                  {:8.2} MB",
+        (resident()? - before) / WATCHERS as f64 / 1e6
+    );
+    let (mut times, claim, mut one) = (Vec::new(), Claim::new(), up(INSTANCES)?);
+    for i in 0..20_u32 {
+        one.weight = i + 1;
+        let seen = views.iter().map(|view| {
+            let (view, web) = (view.clone(), web.clone());
+            tokio::spawn(async move {
+                let is_there = |view: &View| {
+                    view.list(&web).is_some_and(|list| list.up.iter().any(|up| up.weight == i + 1))
+                };
+                while !is_there(&view) {
+                    view.changed().await;
+                }
+                SystemClock.now()
+            })
+        });
+        let seen: Vec<_> = seen.collect();
+        let began = clock.now();
+        registry.put(&session, &claim, &one).await?;
+        let last = join_all(seen).await.into_iter().flatten().max().ok_or("nobody saw it")?;
+        times.push(last.since(began));
+    }
+    println!("a change to the last of 100:     {:8.2} ms", median(&mut times));
+    Ok(())
+}
+
+/// Bytes of memory that this process has in use.
+fn resident() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: f64 = status.split(' ').nth(1).ok_or("no size")?.parse()?;
+    Ok(pages * 4096.0)
+}
