@@ -10,7 +10,7 @@ use std::{
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
 use futures_util::future::join_all;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use servicekit_core::{Env, Error, Kind, Result, clock::timeout};
+use servicekit_core::{Env, Error, Kind, Result, clock::timeout, store::Limits};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
@@ -18,10 +18,6 @@ use crate::{
     config::{Config, Tls, refuse_exposed},
     error::{Effect, explain, is_of_this_member, silent},
 };
-
-/// How long a member may take; less than the wrapper gives an attempt, so that the answer tells why, and the next one is
-/// asked.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// How long a connection may be silent before it is asked for a sign of life, and how long that may take. etcd cuts off
 /// who asks more often than every five seconds.
@@ -34,6 +30,9 @@ pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// is not run down.
 pub(crate) struct Cluster {
     env: Env,
+    /// How long a member may take; less than the wrapper gives an attempt, so that the answer tells why, and the next
+    /// one is asked.
+    patience: Duration,
     options: ConnectOptions,
     members: Vec<Member>,
     current: AtomicUsize,
@@ -48,9 +47,10 @@ struct Member {
 
 impl Cluster {
     /// Reads the files that `config` names; connects to nobody yet.
-    pub(crate) fn new(config: &Config, env: Env) -> Result<Self> {
+    pub(crate) fn new(config: &Config, env: Env, limits: Limits) -> Result<Self> {
+        let patience = limits.attempt.mul_f64(0.8);
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(PATIENCE)
+            .with_connect_timeout(patience)
             .with_keep_alive(PING.0, PING.1)
             .with_keep_alive_while_idle(false)
             .with_require_leader(true)
@@ -82,7 +82,7 @@ impl Cluster {
         // All hosts are told the same list, and must not all use its first.
         let many = u64::try_from(members.len()).unwrap_or(u64::MAX);
         let first = usize::try_from(env.random.below(many)).unwrap_or(0);
-        Ok(Self { env, options, members, current: AtomicUsize::new(first) })
+        Ok(Self { env, patience, options, members, current: AtomicUsize::new(first) })
     }
 
     /// Asks the current member, and leaves it when it does not answer or cannot serve.
@@ -113,19 +113,18 @@ impl Cluster {
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
         let Member { endpoint, url, client } = &self.members[member];
-        let clock = &*self.env.clock;
-        // Logging in is a request of its own, where there is a user. The futures of tonic are large.
-        let connect = || Box::pin(Client::connect([url], Some(self.options.clone())));
-        let connected = timeout(clock, PATIENCE, client.get_or_try_init(connect)).await;
-        let connected = match connected {
-            Ok(connected) => connected.map_err(|error| explain(error, Effect::Nothing)),
-            Err(_) => Err(silent(endpoint, PATIENCE, Effect::Nothing)),
+        let (clock, patience) = (&*self.env.clock, self.patience);
+        let mut sent = Effect::Nothing;
+        let asking = async {
+            // Logging in is a request of its own, where there is a user. The futures of tonic are large.
+            let connect = || Box::pin(Client::connect([url], Some(self.options.clone())));
+            let connected = client.get_or_try_init(connect).await;
+            let client = connected.map_err(|error| explain(error, Effect::Nothing))?.clone();
+            sent = effect;
+            Box::pin(request(client)).await.map_err(|error| explain(error, effect))
         };
-        let request = Box::pin(request(connected?.clone()));
-        match timeout(clock, PATIENCE, request).await {
-            Ok(answer) => answer.map_err(|error| explain(error, effect)),
-            Err(_) => Err(silent(endpoint, PATIENCE, effect)),
-        }
+        let answer = timeout(clock, patience, asking).await;
+        answer.unwrap_or_else(|_| Err(silent(endpoint, patience, sent)))
     }
 
     /// Asks every member by itself; for a doctor.
@@ -153,6 +152,11 @@ impl Cluster {
             let (from, to) = (&self.members[member].endpoint, &self.members[next].endpoint);
             tracing::info!(%from, %to, "going on with another member of the cluster");
         }
+    }
+
+    /// How long a member may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// The member that is asked now.

@@ -7,7 +7,7 @@
 //! use servicekit_core::{Env, Namespace, store::Limits};
 //! use servicekit_etcd::{Config, Etcd};
 //! let config = Config::parse("//10.0.0.1:2379,10.0.0.2:2379/servicekit", false)?;
-//! let etcd = Etcd::new(config, Env::system())?;
+//! let etcd = Etcd::new(config, Env::system(), Limits::default())?;
 //! let backend = servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), Limits::default());
 //! assert!(backend.registry.labels().await?.is_empty());
 //! # Ok::<_, servicekit_core::Error>(()) }).unwrap();

@@ -16,7 +16,7 @@ use etcd_client::{
 use futures_util::{join, stream::BoxStream};
 use servicekit_core::{
     Capabilities, Env, Error, Kind, Result, Retry,
-    store::{Change, Expect, Group, Keep, Key, Life, Put, Record, Store, Version, WriteId},
+    store::{Change, Expect, Group, Keep, Key, Life, Limits, Put, Record, Store, Version, WriteId},
 };
 
 use crate::{
@@ -46,14 +46,15 @@ pub(crate) struct Inner {
 }
 
 impl Etcd {
-    /// Prepares to use a cluster; nothing is sent yet.
+    /// Prepares to use a cluster; nothing is sent yet. A member that takes longer than most of one attempt of `limits` is
+    /// left for the next.
     ///
     /// # Errors
     ///
     /// `Invalid` for a user without a password and for files of TLS that cannot be read; `Secret` for a key that everybody
     /// may read.
-    pub fn new(config: Config, env: Env) -> Result<Self> {
-        let cluster = Cluster::new(&config, env.clone())?;
+    pub fn new(config: Config, env: Env, limits: Limits) -> Result<Self> {
+        let cluster = Cluster::new(&config, env.clone(), limits)?;
         Ok(Self(Arc::new(Inner { env, cluster, layout: Layout::new(config.prefix) })))
     }
 

@@ -12,7 +12,7 @@ use servicekit_core::{
 };
 
 use crate::{
-    cluster::{MAX_ANSWER_BYTES, PATIENCE},
+    cluster::MAX_ANSWER_BYTES,
     error::{Effect, explain, is_of_this_member},
     records::decode,
     store::Etcd,
@@ -85,11 +85,12 @@ impl<'a> Following<'a> {
     /// A server that takes the request and says nothing would be waited for in vain.
     async fn expect_creation(&mut self) -> Result<()> {
         let clock = self.etcd.0.env.clock.clone();
-        let created = match timeout(&*clock, PATIENCE, self.receive()).await {
+        let patience = self.etcd.0.cluster.patience();
+        let created = match timeout(&*clock, patience, self.receive()).await {
             Ok(created) => created?,
             Err(_) => {
                 self.etcd.0.cluster.leave(self.member);
-                let message = format!("the server did not begin to watch within {PATIENCE:?}");
+                let message = format!("the server did not begin to watch within {patience:?}");
                 return Err(Error::new(Kind::Timeout, message).retry_as(Retry::Safe));
             }
         };

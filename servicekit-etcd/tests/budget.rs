@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream::BoxStream};
 use servicekit_core::{
-    Backend, Env, Instance, Label, Namespace, Result, State, discovery,
+    Backend, Env, Instance, Label, Name, Namespace, Result, State, discovery,
     lease::{Granted, Request, Standing, Term},
     registry::Claim,
-    store::Limits,
+    store::{Expect, Group, Keep, Limits, Put, Store as _, WriteId},
 };
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
@@ -45,7 +45,7 @@ impl Counted {
 
 fn connect(endpoint: &str) -> Backend {
     let config = Config::parse(&format!("//{endpoint}"), false).unwrap();
-    let etcd = Etcd::new(config, Env::system()).unwrap();
+    let etcd = Etcd::new(config, Env::system(), Limits::default()).unwrap();
     servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), Limits::default())
 }
 
@@ -159,4 +159,36 @@ async fn registry() {
     let (list, count) = counted.count(idle).await;
     assert_eq!(list.up.len(), NODES * EACH);
     assert_budget("an idle watcher, and a list from its view", count, 0, 0);
+}
+
+#[tokio::test]
+async fn a_long_list_comes_in_pages_of_one_moment() {
+    const RECORDS: usize = 4_100;
+
+    let Some(server) = server::Etcd::start() else { return };
+    let proxy = Proxy::start(&server.endpoints()).await;
+    let config = Config::parse(&format!("//{}", proxy.endpoint()), false).unwrap();
+    let etcd = Etcd::new(config, Env::system(), Limits::default()).unwrap();
+    let group = Group::of(&Namespace::default(), "many");
+    let numbers: Vec<_> = (0..RECORDS).collect();
+    for numbers in numbers.chunks(100) {
+        let puts = numbers.iter().map(|number| {
+            let put = Put {
+                key: group.key(format!("r-{number:05}").parse::<Name>().unwrap()),
+                value: number.to_string().into_bytes().into(),
+                expect: Expect::Absent,
+                keep: Keep::Durable,
+                write: WriteId::new(format!("w-{number}")),
+            };
+            let etcd = etcd.clone();
+            async move { etcd.put(&put).await.unwrap() }
+        });
+        join_all(puts).await;
+    }
+    let _ = proxy.take_count();
+    let listed = etcd.list(std::slice::from_ref(&group)).await.unwrap();
+    assert_budget("list of 4,100 records", proxy.take_count(), 3, 3);
+    let names: Vec<_> = listed.iter().map(|record| record.key.name.to_string()).collect();
+    let expected: Vec<_> = numbers.iter().map(|number| format!("r-{number:05}")).collect();
+    assert_eq!(names, expected);
 }

@@ -123,7 +123,7 @@ impl Fleet {
     /// The backend of a process of its own.
     fn connect(&self) -> Backend {
         let config = Config::parse(&format!("//{}", self.endpoints), false).unwrap();
-        let etcd = Etcd::new(config, self.env.clone()).unwrap();
+        let etcd = Etcd::new(config, self.env.clone(), Limits::default()).unwrap();
         servicekit_etcd::backend(etcd, Namespace::default(), self.env.clone(), Limits::default())
     }
 

@@ -10,7 +10,7 @@ use etcd_client::Client;
 use futures_util::StreamExt as _;
 use servicekit_core::{
     Env, Error, Kind, Name, Namespace, Result, Retry,
-    store::{Change, Expect, Group, Keep, Put, Store as _, WriteId},
+    store::{Change, Expect, Group, Keep, Limits, Put, Store as _, WriteId},
 };
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
@@ -19,7 +19,7 @@ use servicekit_testkit::{
 };
 
 fn open(address: &str, encrypted: bool) -> Result<Etcd> {
-    Etcd::new(Config::parse(address, encrypted)?, Env::system())
+    Etcd::new(Config::parse(address, encrypted)?, Env::system(), Limits::default())
 }
 
 fn group() -> Group {
@@ -328,4 +328,20 @@ async fn space_that_is_used_up_is_said_and_nothing_is_tried_again() {
     etcd.touch(&first.key, &first.write).await.unwrap();
     let found = etcd.get(&first.key).await.unwrap().unwrap();
     etcd.delete(&found.key, &found.version).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_member_that_hangs_is_left_within_the_time_of_a_caller_who_has_little() {
+    let Some(server) = server::Etcd::start() else { return };
+    let hung = Proxy::start(&server.endpoints()).await;
+    hung.set(Mode::Silence);
+    let limits = Limits { attempt: Duration::from_millis(300), total: Duration::from_millis(900) };
+    // Each begins with one of both, at random.
+    for _ in 0..20 {
+        let address = format!("//{},{}", hung.endpoint(), server.endpoints());
+        let config = Config::parse(&address, false).unwrap();
+        let etcd = Etcd::new(config, Env::system(), limits).unwrap();
+        let backend = servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), limits);
+        backend.registry.labels().await.unwrap();
+    }
 }

@@ -14,7 +14,7 @@ use servicekit_testkit::server;
 
 fn connect(server: &server::Etcd) -> Backend {
     let config = Config::parse(&format!("//{}", server.endpoints()), false).unwrap();
-    let etcd = Etcd::new(config, Env::system()).unwrap();
+    let etcd = Etcd::new(config, Env::system(), Limits::default()).unwrap();
     servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), Limits::default())
 }
 

@@ -97,7 +97,7 @@ fn subject(
     let keep = Arc::new(keep);
     Subject::new(name, Time::Real, move |env| {
         let config = Config::parse(&address, encrypted);
-        let opened = config.and_then(|config| Etcd::new(config, env.clone()));
+        let opened = config.and_then(|config| Etcd::new(config, env.clone(), Limits::default()));
         let keep = keep.clone();
         async move { Ok(fresh(opened?, env).keeping(keep)) }
     })

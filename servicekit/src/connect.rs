@@ -202,7 +202,7 @@ async fn etcd(address: Address, options: Options) -> Result<Backend> {
     if config.user.is_some() && config.password.is_none() {
         config.password = password.map(|password| password.0);
     }
-    let etcd = Etcd::new(config, env.clone())?;
+    let etcd = Etcd::new(config, env.clone(), limits)?;
     Ok(servicekit_etcd::backend(etcd, namespace, env, limits))
 }
 
