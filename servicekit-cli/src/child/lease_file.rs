@@ -72,8 +72,9 @@ impl LeaseFile {
         let new = self.folder.join("new");
         let mut file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        serde_json::to_writer(&file, &content)?;
-        file.write_all(b"\n")?;
+        let mut line = serde_json::to_vec(&content)?;
+        line.push(b'\n');
+        file.write_all(&line)?;
         fs::rename(new, &self.path)
     }
 

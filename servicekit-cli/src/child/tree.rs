@@ -43,11 +43,14 @@ impl Tree {
         sys::set_child_subreaper(Some(this))?;
         let root = this.as_raw_pid();
         let mut tree = Self { root, spared: HashSet::new(), terminated: false };
-        let mut present = HashSet::new();
-        tree.visit(&mut |stat| {
-            present.insert(stat.process);
-        });
-        tree.spared = present;
+        // Who has no child has nobody below: nearly always, and looking at every process of the host takes its time.
+        if !has_no_child() {
+            let mut present = HashSet::new();
+            tree.visit(&mut |stat| {
+                present.insert(stat.process);
+            });
+            tree.spared = present;
+        }
         Ok(tree)
     }
 
@@ -80,8 +83,7 @@ impl Tree {
 
     /// Whether no process is left.
     pub(super) fn is_gone(&self) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if matches!(sys::waitid(WaitId::All, options), Err(Errno::CHILD)) {
+        if has_no_child() {
             return true;
         }
         // Where others are spared there are always children, and only looking tells.
@@ -162,6 +164,12 @@ impl Stat {
             let _ = send(Signal::CONT);
         }
     }
+}
+
+/// Whether this process has no child, neither a living one nor one that waits to be reaped.
+fn has_no_child() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(sys::waitid(WaitId::All, options), Err(Errno::CHILD))
 }
 
 /// Every process that can be seen, by rising number.
