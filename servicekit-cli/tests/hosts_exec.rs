@@ -74,6 +74,13 @@ fn one_that_fails_is_said_and_tried_again() {
 }
 
 #[test]
+fn one_that_is_empty_is_refused() {
+    let done = Store::new().run_args(["hosts", "--label", "web", "--exec", ""]);
+    assert_eq!((done.code, done.stdout.as_str()), (2, ""));
+    assert!(done.stderr.contains("--exec"), "{}", done.stderr);
+}
+
+#[test]
 fn it_gets_no_table_for_people() {
     let store = Store::new();
     store.register([instance("one", "10.0.0.2", Some(80))]);

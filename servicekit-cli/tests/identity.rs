@@ -48,6 +48,14 @@ fn what_age_makes_is_an_identity() {
 }
 
 #[test]
+fn without_a_subcommand_they_are_named() {
+    let done = Store::new().run("identity");
+    assert_eq!((done.code, done.stdout.as_str()), (2, ""));
+    assert!(done.stderr.contains("[subcommands: new, show, help]"), "{}", done.stderr);
+    assert_eq!(done.stderr.lines().count(), 1);
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_said() {
     let store = Store::new();
     let done = store.run("identity new --out /nowhere/at/all");
@@ -95,7 +103,7 @@ fn an_identity_that_does_not_do_says_what_to_do() {
     for (path, said) in [
         (
             store.path("none").display().to_string(),
-            "is missing; make one with: servicekit identity new --out",
+            "is missing; put it back, or, when nothing is sealed yet, make one with: servicekit identity new --out",
         ),
         (open.clone(), &*format!("(mode 0644); close it with: chmod 600 {open}")),
         (group.clone(), &*format!("(mode 0640); close it with: chmod 600 {group}")),

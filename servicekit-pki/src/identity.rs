@@ -74,7 +74,8 @@ impl Identity {
         };
         let unreadable = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => named(secret(format!(
-                "is missing; make one with: servicekit identity new --out {shown}"
+                "is missing; put it back, or, when nothing is sealed yet, make one with: servicekit identity new --out \
+                 {shown}"
             ))),
             _ => named(secret("cannot be read")).because(error),
         };

@@ -6,6 +6,7 @@ mod printer;
 
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use servicekit::{Label, State};
 
 use self::{follow::Following, hook::Hook, printer::Printer};
@@ -72,7 +73,7 @@ pub(crate) struct Hosts {
     #[arg(long)]
     watch: bool,
     /// Run this through sh, with the list on its standard input, now and again on each change
-    #[arg(long, value_name = "CMD", conflicts_with = "wait")]
+    #[arg(long, value_name = "CMD", conflicts_with = "wait", value_parser = NonEmptyStringValueParser::new())]
     exec: Option<String>,
 }
 

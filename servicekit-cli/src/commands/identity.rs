@@ -17,9 +17,13 @@ use crate::{
 /// Certificates and their keys are sealed before they are stored. All who use them on a store need the same identity,
 /// named with --identity or SERVICEKIT_IDENTITY. It is an age identity, so that `age -d -i FILE` opens them too.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    // A line about what is missing, as everywhere, and not the whole help.
+    arg_required_else_help = false,
+    after_help = "Examples:
   servicekit identity new --out /etc/servicekit/identity.txt
-  servicekit identity show --identity /etc/servicekit/identity.txt")]
+  servicekit identity show --identity /etc/servicekit/identity.txt"
+)]
 pub(crate) struct Identity {
     #[command(subcommand)]
     what: What,
