@@ -50,15 +50,20 @@ enum Fault {
     /// It stands still for longer than an election takes, and wakes up believing that it leads.
     PauseLeader,
     PauseFollower,
+    /// It leads on for as long as nobody tells it that another does, and its clients reach it.
+    IsolateLeader,
+    IsolateFollower,
     RestartAll,
 }
 
-const FAULTS: [Fault; 5] = [
+const FAULTS: [Fault; 7] = [
     Fault::KillLeader,
     Fault::PauseLeader,
+    Fault::IsolateLeader,
     Fault::RestartAll,
     Fault::KillFollower,
     Fault::PauseFollower,
+    Fault::IsolateFollower,
 ];
 
 struct Fleet {
@@ -304,22 +309,31 @@ impl Fleet {
         let follower = (leader + 1 + below(random, 2)) % 3;
         let outage = Duration::from_millis(1_000 + random.below(7_000)).min(LONGEST_OUTAGE);
         println!("  for {outage:?}");
-        let members = cluster.members();
         match fault {
             Fault::KillLeader | Fault::KillFollower => {
                 let who = if matches!(fault, Fault::KillLeader) { leader } else { follower };
-                members[who].kill();
+                cluster.members()[who].kill();
                 self.pass(outage).await;
-                members[who].start();
+                cluster.members()[who].start();
             }
             Fault::PauseLeader | Fault::PauseFollower => {
                 let who = if matches!(fault, Fault::PauseLeader) { leader } else { follower };
-                members[who].pause();
+                cluster.members()[who].pause();
                 self.pass(outage).await;
-                members[who].resume();
+                cluster.members()[who].resume();
+            }
+            Fault::IsolateLeader | Fault::IsolateFollower => {
+                let who = if matches!(fault, Fault::IsolateLeader) { leader } else { follower };
+                cluster.isolate(who);
+                self.pass(outage).await;
+                if matches!(fault, Fault::IsolateLeader) && outage > Duration::from_secs(4) {
+                    let log = cluster.members()[who].log();
+                    assert!(log.contains("quorum is not active"), "it still hears the others");
+                }
+                cluster.rejoin();
             }
             Fault::RestartAll => {
-                for member in members {
+                for member in cluster.members() {
                     member.kill();
                     member.start();
                     self.pass(outage / 3).await;

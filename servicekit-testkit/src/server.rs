@@ -2,7 +2,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "waits for other processes, in real time")]
 
+mod gate;
+
 use std::{
+    collections::BTreeSet,
     env, fmt, fs,
     io::{self, BufRead as _, BufReader},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -14,12 +17,16 @@ use std::{
 
 use tempfile::TempDir;
 
+use self::gate::Gate;
+
 /// A cluster of etcd servers on this host, or one server alone.
 ///
 /// The program is the one that `SERVICEKIT_ETCD` names, or `etcd`.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
+    /// One before each member, for the others.
+    gates: Vec<Gate>,
     scheme: &'static str,
 }
 
@@ -74,8 +81,11 @@ impl Etcd {
     }
 
     fn try_start(program: &Path, members: usize, tls: Option<&Tls>) -> Option<Self> {
-        let ports = free_ports(2 * members);
+        let ports = free_ports(3 * members);
         let (clients, peers) = ports.split_at(members);
+        let (peers, inner) = peers.split_at(members);
+        let gates = peers.iter().zip(inner).map(|(port, inner)| Gate::start(*port, *inner).ok());
+        let gates = gates.collect::<Option<Vec<_>>>()?;
         let name = |i: usize| format!("m{i}");
         let all: Vec<_> = peers
             .iter()
@@ -83,14 +93,14 @@ impl Etcd {
             .map(|(i, port)| format!("{}={}", name(i), peer(*port)))
             .collect();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let member = |(i, (client, port)): (usize, (&u16, &u16))| {
+        let member = |(i, client): (usize, &u16)| {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let url = format!("{scheme}://127.0.0.1:{client}");
             let mut command = Command::new(program);
             command.args(["--name", &name(i), "--data-dir"]).arg(folder.path().join("data"));
             command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
-            command.args(["--listen-peer-urls", &peer(*port)]);
-            command.args(["--initial-advertise-peer-urls", &peer(*port)]);
+            command.args(["--listen-peer-urls", &peer(inner[i])]);
+            command.args(["--initial-advertise-peer-urls", &peer(gates[i].port())]);
             command.args(["--initial-cluster", &all.join(",")]);
             // What a test writes need not outlive the machine.
             command.arg("--unsafe-no-fsync");
@@ -100,8 +110,8 @@ impl Etcd {
             }
             Member::new(command, folder, *client)
         };
-        let members = clients.iter().zip(peers).enumerate().map(member).collect();
-        let mut started = Self { members, scheme };
+        let members = clients.iter().enumerate().map(member).collect();
+        let mut started = Self { members, gates, scheme };
         started.members.iter_mut().all(Member::wait_until_it_listens).then_some(started)
     }
 
@@ -116,6 +126,27 @@ impl Etcd {
     #[must_use]
     pub fn scheme(&self) -> &'static str {
         self.scheme
+    }
+
+    /// Cuts a member off from the others. Clients reach it as before.
+    ///
+    /// # Panics
+    ///
+    /// When the members have not found each other yet.
+    pub fn isolate(&self, member: usize) {
+        let seen = self.gates.iter().map(Gate::seen);
+        let all = seen.fold(BTreeSet::new(), |all, seen| &all | &seen);
+        // Nobody asks itself.
+        let named = &all - &self.gates[member].seen();
+        let name = named.first().expect("the others have heard of it");
+        for (i, gate) in self.gates.iter().enumerate() {
+            if i == member { gate.close() } else { gate.close_to(name) }
+        }
+    }
+
+    /// Lets all members reach each other again.
+    pub fn rejoin(&self) {
+        self.gates.iter().for_each(Gate::open);
     }
 
     /// The members.
