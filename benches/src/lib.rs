@@ -8,6 +8,9 @@ use std::{
 
 use wait4::Wait4 as _;
 
+/// What a bench fails with.
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
 /// How often a whole process is run.
 const RUNS: usize = 200;
 
@@ -16,7 +19,7 @@ const RUNS: usize = 200;
 /// # Errors
 ///
 /// It was not built.
-pub fn binary() -> Result<PathBuf, Box<dyn Error>> {
+pub fn binary() -> Result<PathBuf> {
     let binary = std::env::current_exe()?.with_file_name("servicekit");
     if !binary.exists() {
         return Err("build it first: cargo build --release -p servicekit-cli".into());
@@ -29,7 +32,7 @@ pub fn binary() -> Result<PathBuf, Box<dyn Error>> {
 /// # Errors
 ///
 /// It failed.
-pub fn measure(command: &mut Command) -> Result<(), Box<dyn Error>> {
+pub fn measure(command: &mut Command) -> Result<()> {
     command.stdout(Stdio::null());
     let (mut cpu, mut memory) = (Vec::new(), 0);
     for _ in 0..RUNS {

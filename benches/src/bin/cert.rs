@@ -4,14 +4,11 @@
 //! cargo build --release -p servicekit-cli && cargo run --release -p servicekit-benches --bin cert
 //! ```
 
-use std::{
-    error::Error,
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
-use servicekit_benches::{binary, measure};
+use servicekit_benches::{Result, binary, measure};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let url = format!("local:{}", folder.path().join("servicekit.db").display());
     let mut command = Command::new(binary()?);

@@ -8,7 +8,6 @@
 //! What is compared takes turns, so that a busy machine slows both.
 
 use std::{
-    error::Error,
     process::{Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -23,17 +22,15 @@ use futures_util::{
     future::{join_all, try_join, try_join_all},
 };
 use servicekit::{
-    Backend, Clock as _, Env, Instance, Label, State,
+    Backend, Clock as _, Env, Instance, Label, Registry, State,
     clock::SystemClock,
     discovery::{Options, View},
     lease::{Request, Standing, Term},
-    registry::Claim,
+    registry::{Claim, Session},
 };
-use servicekit_benches::binary;
+use servicekit_benches::{Result, binary};
 use servicekit_testkit::server;
 use wait4::Wait4 as _;
-
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -234,9 +231,7 @@ async fn instances(url: &str) -> Result<()> {
         let puts = (first..first + 100).map(|i| {
             let instance = up(i);
             let (registry, session) = (&registry, &session);
-            async move {
-                Ok::<_, Box<dyn Error>>(registry.put(session, &Claim::new(), &instance?).await?)
-            }
+            async move { put_one(registry, session, instance?).await }
         });
         try_join_all(puts).await?;
     }
@@ -284,6 +279,14 @@ async fn instances(url: &str) -> Result<()> {
     }
     println!("a change to the last of 100:     {:8.2} ms", median(&mut times));
     Ok(())
+}
+
+async fn put_one(
+    registry: &Arc<dyn Registry>,
+    session: &Session,
+    instance: Instance,
+) -> Result<()> {
+    Ok(registry.put(session, &Claim::new(), &instance).await?)
 }
 
 /// Bytes of memory that this process has in use.

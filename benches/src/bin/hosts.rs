@@ -4,15 +4,15 @@
 //! cargo build --release -p servicekit-cli && cargo run --release -p servicekit-benches --bin hosts
 //! ```
 
-use std::{error::Error, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use servicekit::{Clock as _, Instance, Label, State, clock::SystemClock, registry::Claim};
-use servicekit_benches::{binary, measure};
+use servicekit_benches::{Result, binary, measure};
 
 const INSTANCES: usize = 10;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<()> {
     let binary = binary()?;
     let folder = tempfile::tempdir()?;
     let url = format!("local:{}", folder.path().join("servicekit.db").display());
