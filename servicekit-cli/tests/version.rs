@@ -12,7 +12,7 @@ fn it_is_told_as_text_and_as_json() {
     assert!(done.stdout.starts_with(&format!("servicekit {} (", env!("CARGO_PKG_VERSION"))));
     let json = store.json("version -o json");
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(json["backends"], serde_json::json!(["local", "memory"]));
+    assert_eq!(json["backends"], serde_json::json!(["etcd", "etcds", "local", "memory"]));
     assert!(!store.path("store.db").exists(), "no store is needed to tell the version");
 }
 
@@ -38,7 +38,7 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
 fn a_store_that_is_not_known_names_the_feature_and_shows_no_password() {
     let store = Store::new();
     for (url, part) in [
-        ("etcd://root:secret@host:2379", "feature `etcd`"),
+        ("dynamodb://a:secret@region/table", "feature `dynamodb`"),
         ("dynamodb", "feature `dynamodb`"),
         ("couchdb://a:secret@h/db", "feature `couchdb`"),
         ("zookeeper://a:secret@h", "no backend is called \"zookeeper\""),

@@ -1,4 +1,5 @@
-//! The conformance suite on real clusters: one server; three with TLS and users; and one behind a network that fails.
+//! The conformance suite on real clusters: one server; three with TLS and users; and one behind networks that
+//! are slow or fail.
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
@@ -7,10 +8,7 @@ mod common;
 use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
 
 use etcd_client::Client;
-use servicekit_core::{
-    Env, Random,
-    store::{Limits, Reliable},
-};
+use servicekit_core::{Env, Random, store::Limits};
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -19,40 +17,13 @@ use servicekit_testkit::{
 };
 use tokio::runtime::Runtime;
 
-/// What does not hold where connections break in the middle, and why.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    (
-        "store::no_increment_is_lost",
-        "a put whose answer was lost may be told as a conflict, and is counted twice",
-    ),
-    ("store::a_put_sent_twice_is_applied_once", "it is sent again by the wrapper, too"),
-    ("registry::a_beat_wakes_no_follower", "a connection that breaks does"),
-    (
-        "registry::instances_of_others_are_passed_over",
-        "what changes during a failure comes with a snapshot",
-    ),
-    (
-        "registry::a_follower_sees_who_is_lost",
-        "who saw a failure declares nobody lost for a ttl, again and again",
-    ),
-    (
-        "registry::a_removal_that_comes_with_a_loss_is_seen",
-        "who saw a failure declares nobody lost for a ttl",
-    ),
-    (
-        "registry::after_an_outage_nobody_is_lost_who_beats_again_within_its_ttl",
-        "who saw a failure declares nobody lost for a ttl",
-    ),
-    ("leases::waiters_send_nothing_while_others_hold", "who saw a failure reads again"),
-    ("leases::a_freed_slot_wakes_one_waiter_however_many_wait", "who saw a failure reads again"),
-];
-
 fn main() -> ExitCode {
     // The connections of a cluster's administrator and the proxies live here, longer than any case.
     let runtime = Runtime::new().expect("a runtime can be built");
     let subjects = [
         runtime.block_on(one_node()),
         runtime.block_on(three_nodes()),
+        runtime.block_on(slow_network()),
         runtime.block_on(failing_network()),
     ];
     suite::main_of(subjects.into_iter().flatten())
@@ -61,7 +32,7 @@ fn main() -> ExitCode {
 async fn one_node() -> Option<Subject> {
     let server = server::Etcd::start()?;
     let address = format!("//{}", server.endpoints());
-    Some(subject("one-node", address, false, server, |etcd, _| Fresh::new(etcd)))
+    Some(subject("one-node", address, server))
 }
 
 async fn three_nodes() -> Option<Subject> {
@@ -71,55 +42,56 @@ async fn three_nodes() -> Option<Subject> {
     let all: Vec<_> = endpoints.split(',').collect();
     common::add_users(&Client::connect(all, Some(pki.options())).await.unwrap()).await;
     let address = format!("//agent:hush@{endpoints}?{}", pki.parameters());
-    let keep = (cluster, pki);
-    Some(subject("three-nodes-tls-users", address, true, keep, |etcd, _| Fresh::new(etcd)))
+    Some(subject("three-nodes-tls-users", address, (cluster, pki)))
 }
 
-async fn failing_network() -> Option<Subject> {
-    let server = server::Etcd::start()?;
-    let proxy = Arc::new(Proxy::start(&server.endpoints()).await);
-    let address = format!("//{}", proxy.endpoint());
-    tokio::spawn(fail_now_and_then(proxy));
-    // With the wrapper that everybody has: without it, cases would be told of every failure.
-    let open =
-        |etcd, env| Fresh::new(Reliable::new("etcd", Arc::new(etcd), env, Limits::default()));
-    let subject = subject("failing-network", address, false, server, open);
-    Some(subject.with_ttl(Duration::from_secs(5)).except(EXCEPTIONS))
-}
-
-fn subject(
-    name: &'static str,
-    address: String,
-    encrypted: bool,
-    keep: impl Send + Sync + 'static,
-    fresh: fn(Etcd, Env) -> Fresh,
-) -> Subject {
-    let keep = Arc::new(keep);
-    Subject::new(name, Time::Real, move |env| {
-        let config = Config::parse(&address, encrypted);
-        let opened = config.and_then(|config| Etcd::new(config, env.clone(), Limits::default()));
-        let keep = keep.clone();
-        async move { Ok(fresh(opened?, env).keeping(keep)) }
-    })
-}
-
-/// Anything may happen to a connection, for some moments, and then it is well for a while.
-fn fail_now_and_then(proxy: Arc<Proxy>) -> impl Future<Output = ()> {
-    let env = Env::system();
-    let seed = env.random.below(1 << 32);
-    println!("network failures of seed {seed}");
-    let random = Random::seeded(seed);
-    let faults = [
+/// Everything arrives, late or in pieces: nobody may notice, and every case has to pass.
+async fn slow_network() -> Option<Subject> {
+    const SLOW: [Mode; 3] = [
         Mode::Delay(Duration::from_millis(30)),
         Mode::Drip(Duration::from_millis(1)),
         Mode::Silence,
-        Mode::LoseAnswers,
-        Mode::Cut,
     ];
+    let (address, server) = behind_a_network(&SLOW).await?;
+    Some(subject("slow-network", address, server))
+}
+
+/// Connections break, and answers are lost with them: for the cases that are about that.
+async fn failing_network() -> Option<Subject> {
+    let (address, server) =
+        behind_a_network(&[Mode::LoseAnswers, Mode::Cut, Mode::Silence]).await?;
+    Some(subject("failing-network", address, server).failing())
+}
+
+async fn behind_a_network(faults: &'static [Mode]) -> Option<(String, server::Etcd)> {
+    let server = server::Etcd::start()?;
+    let proxy = Proxy::start(&server.endpoints()).await;
+    let address = format!("//{}", proxy.endpoint());
+    tokio::spawn(fail_now_and_then(proxy, faults));
+    Some((address, server))
+}
+
+fn subject(name: &'static str, address: String, keep: impl Send + Sync + 'static) -> Subject {
+    let keep = Arc::new(keep);
+    Subject::new(name, Time::Real, move |env| {
+        let config = Config::parse(&address, address.contains("ca="));
+        let opened = config.and_then(|config| Etcd::new(config, env, Limits::default()));
+        let keep = keep.clone();
+        async move { Ok(Fresh::new(opened?).keeping(keep)) }
+    })
+}
+
+/// Something happens to all connections for a moment, and then they are well for a while.
+fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) -> impl Future<Output = ()> {
+    let env = Env::system();
+    let seed = env.random.below(1 << 32);
+    println!("{faults:?} with seed {seed}");
+    let random = Random::seeded(seed);
     async move {
         loop {
-            env.clock.sleep(Duration::from_millis(500 + random.below(1500))).await;
-            let fault = faults[usize::try_from(random.below(5)).unwrap_or(0)];
+            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
+            let many = u64::try_from(faults.len()).unwrap_or(1);
+            let fault = faults[usize::try_from(random.below(many)).unwrap_or(0)];
             proxy.set(fault);
             env.clock.sleep(Duration::from_millis(10 + random.below(100))).await;
             if fault == Mode::LoseAnswers {

@@ -24,7 +24,7 @@ mod run;
 mod store;
 mod world;
 
-use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc, time::Duration};
+use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use servicekit_core::{Backend, Env, Namespace, Result, store::Store};
@@ -60,8 +60,7 @@ pub fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
 pub struct Subject {
     name: &'static str,
     time: Time,
-    ttl: Duration,
-    exceptions: &'static [(&'static str, &'static str)],
+    fails: bool,
     open: Open,
 }
 
@@ -97,26 +96,14 @@ impl Subject {
         F: Future<Output = Result<Fresh>> + Send + 'static,
     {
         let open: Open = Arc::new(move |env| Box::pin(open(env)));
-        Self { name, time, ttl: Duration::ZERO, exceptions: &[], open }
+        Self { name, time, fails: false, open }
     }
 
-    /// Nothing in its cases has a shorter ttl: for a store that may be out of reach for a moment.
+    /// A store whose requests fail now and then without a [`Plan`](crate::fault::Plan), as through a
+    /// [`Proxy`](crate::proxy::Proxy) that cuts connections.
     #[must_use]
-    pub fn with_ttl(self, ttl: Duration) -> Self {
-        Self { ttl, ..self }
-    }
-
-    /// Cases that are not run, each with the reason, which is shown.
-    ///
-    /// # Panics
-    ///
-    /// When one has a name that no case has.
-    #[must_use]
-    pub fn except(self, exceptions: &'static [(&'static str, &'static str)]) -> Self {
-        for (name, _) in exceptions {
-            assert!(cases().any(|case| case.name == *name), "there is no case {name:?}");
-        }
-        Self { exceptions, ..self }
+    pub fn failing(self) -> Self {
+        Self { fails: true, ..self }
     }
 
     /// What it is called.

@@ -28,14 +28,12 @@ pub struct Options {
 
 /// What came of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "there are four")]
+#[expect(clippy::exhaustive_enums, reason = "there are three")]
 pub enum Outcome {
     /// The promise is kept.
     Passed,
     /// It was not run, for lack of this.
     Ignored(Need),
-    /// It was not run, for this reason of the subject's.
-    Excepted(&'static str),
     /// The promise is broken; how that was seen.
     Failed(String),
 }
@@ -61,7 +59,7 @@ impl Report {
     pub fn failed(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.outcomes.iter().filter_map(|(name, outcome)| match outcome {
             Outcome::Failed(how) => Some((*name, how.as_str())),
-            Outcome::Passed | Outcome::Ignored(_) | Outcome::Excepted(_) => None,
+            Outcome::Passed | Outcome::Ignored(_) => None,
         })
     }
 
@@ -105,7 +103,6 @@ pub(super) fn main_of(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
             Trial::ignorable_test(name, move || match run(&subject, case, options) {
                 Outcome::Passed => Ok(Completion::Completed),
                 Outcome::Ignored(need) => Ok(Completion::ignored_with(format!("needs {need}"))),
-                Outcome::Excepted(reason) => Ok(Completion::ignored_with(reason)),
                 Outcome::Failed(how) => Err(how.into()),
             })
         })
@@ -148,20 +145,14 @@ async fn run_in(
     let setting = Setting {
         capabilities: counting.capabilities(),
         is_simulated: clock.is_some(),
-        has_faults: options.plan.is_some(),
+        has_faults: subject.fails || options.plan.is_some(),
     };
     if let Some(need) = case.lacks(&setting) {
         return Outcome::Ignored(need);
     }
-    let exception = subject.exceptions.iter().find(|(name, _)| *name == case.name);
-    if let Some((_, reason)) = exception {
-        return Outcome::Excepted(reason);
-    }
     let longest = if clock.is_some() { LONGEST_SIMULATED } else { LONGEST_REAL };
     let namespace = namespace(&env.random);
-    let ttl = subject.ttl;
-    let world =
-        World { env: env.clone(), clock, faulty, counting, namespace, ttl, setting, backend };
+    let world = World { env: env.clone(), clock, faulty, counting, namespace, setting, backend };
     let ran = timeout(&*env.clock, longest, (case.run)(world)).await;
     drop(keep);
     match ran {

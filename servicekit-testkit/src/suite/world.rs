@@ -21,8 +21,6 @@ pub(super) struct World {
     pub(super) faulty: Faulty,
     pub(super) counting: Counting,
     pub(super) namespace: Namespace,
-    /// The shortest ttl of a case, zero where any will do.
-    pub(super) ttl: Duration,
     pub(super) setting: Setting,
     pub(super) backend: MakeBackend,
 }
@@ -65,7 +63,7 @@ impl World {
         } else {
             Duration::from_millis(1500)
         };
-        short.max(self.capabilities().min_ttl).max(self.ttl)
+        short.max(self.capabilities().min_ttl)
     }
 
     /// So many, or a few where time is real.
