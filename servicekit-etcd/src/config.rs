@@ -38,6 +38,7 @@ pub struct Tls {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+const PARAMETERS: [&str; 4] = ["ca", "cert", "key", "password-file"];
 const DEFAULT_PORT: u16 = 2379;
 const DEFAULT_PREFIX: &str = "/servicekit";
 
@@ -55,6 +56,10 @@ impl Config {
             return Err(invalid("expected `//` and a host after the scheme"));
         };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if query.contains('@') && !place.contains('@') && !is_query(query) {
+            // Then all of it may be a part of a password, and must not be in a message.
+            return Err(invalid("in a user and a password write %3F for `?`, and %40 for `@`"));
+        }
         // A password may hold a `/` that nobody escaped; a host never holds an `@`.
         let (login, place) = match place.rsplit_once('@') {
             Some((login, place)) => (Some(login), place),
@@ -85,12 +90,19 @@ impl Config {
         let endpoints = listed.split(',').map(bare).collect::<Result<Vec<_>>>()?;
         let tls = Tls { ca: set("CACERT").map(Into::into), client: pair(set("CERT"), set("KEY"))? };
         let encrypted = listed.contains("https://") || tls != Tls::default();
-        let (user, password) =
-            set("USER").map(|login| credentials(&login)).transpose()?.unwrap_or_default();
+        if encrypted && listed.contains("http://") {
+            let message =
+                "http:// in ETCDCTL_ENDPOINTS, though https:// or a certificate asks for TLS";
+            return Err(invalid(message));
+        }
+        // As etcdctl takes it: nothing in it is escaped.
+        let login = Zeroizing::new(set("USER").unwrap_or_default());
+        let (user, password) = login.split_once(':').unwrap_or((&login, ""));
+        let filled = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         Ok(Self {
             endpoints,
-            user,
-            password: password.or_else(|| set("PASSWORD").map(Zeroizing::new)),
+            user: filled(user),
+            password: filled(password).or_else(|| set("PASSWORD")).map(Zeroizing::new),
             prefix: DEFAULT_PREFIX.into(),
             tls: encrypted.then_some(tls),
         })
@@ -113,10 +125,8 @@ impl Config {
                     continue;
                 }
                 _ => {
-                    let message = format!(
-                        "unknown parameter {name:?}; known are ca, cert, key and password-file"
-                    );
-                    return Err(invalid(message));
+                    let known = PARAMETERS.join(", ");
+                    return Err(invalid(format!("unknown parameter {name:?}; known are {known}")));
                 }
             };
             if value.is_empty() || slot.replace(value).is_some() {
@@ -168,6 +178,14 @@ fn endpoint(text: &str) -> Result<String> {
         Ok(port @ 1..) if fine => Ok(format!("{host}:{port}")),
         _ => refused(),
     }
+}
+
+/// The parameters of an address that may hold anything are files.
+fn is_query(text: &str) -> bool {
+    text.split('&').all(|parameter| {
+        let name = parameter.split_once('=').map(|(name, _)| name);
+        name.is_some_and(|name| PARAMETERS.contains(&name))
+    })
 }
 
 fn credentials(login: &str) -> Result<(Option<String>, Option<Zeroizing<String>>)> {
@@ -299,6 +317,10 @@ mod tests {
             "//a b",
             "//::1",
             "//[::x]",
+            "//u:hush?x@db1",
+            "//u:1/hush?x@db1",
+            "//u:1?hush@db1",
+            "//u:1?ca=hush&hush@db1",
             "//db1/pre fix",
             "//db1?verbose=1",
             "//:hush@db1",
@@ -334,13 +356,15 @@ mod tests {
         assert_eq!(read(&[]).unwrap().endpoints, ["127.0.0.1:2379"]);
         let config = read(&[
             ("ETCDCTL_ENDPOINTS", "https://db1:2379/, https://db2"),
-            ("ETCDCTL_USER", "root:hush"),
+            ("ETCDCTL_USER", "root:hu%41sh"),
             ("ETCDCTL_CACERT", "/ca.pem"),
         ])
         .unwrap();
         assert_eq!(config.endpoints, ["db1:2379", "db2:2379"]);
-        assert_eq!(config.password.as_deref().map(String::as_str), Some("hush"));
+        assert_eq!(config.password.as_deref().map(String::as_str), Some("hu%41sh"));
         assert_eq!(config.tls.unwrap().ca, Some("/ca.pem".into()));
         assert!(read(&[("ETCDCTL_CERT", "/c.pem")]).is_err());
+        assert!(read(&[("ETCDCTL_ENDPOINTS", "https://db1,http://db2")]).is_err());
+        assert!(read(&[("ETCDCTL_ENDPOINTS", "http://db1"), ("ETCDCTL_CACERT", "/ca")]).is_err());
     }
 }
