@@ -3,7 +3,10 @@
 use std::{
     fmt, fs,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,7 +45,7 @@ struct Member {
     /// Without scheme, for messages.
     endpoint: String,
     url: String,
-    client: OnceCell<Client>,
+    client: OnceCell<Arc<Client>>,
 }
 
 impl Cluster {
@@ -85,29 +88,24 @@ impl Cluster {
         Ok(Self { env, patience, options, members, current: AtomicUsize::new(first) })
     }
 
-    /// Asks the current member, and leaves it when it does not answer or cannot serve.
+    /// Asks the current member; the next time another one, when this does not answer or cannot serve.
     pub(crate) async fn ask<T, F>(
         &self,
         effect: Effect,
-        request: impl FnOnce(Client) -> F + Send,
+        request: impl FnOnce(Arc<Client>) -> F + Send,
     ) -> Result<T>
     where
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
-        let turn = self.current.load(Ordering::Relaxed);
-        let answer = self.ask_member(turn, effect, request).await;
-        if answer.as_ref().is_err_and(is_of_this_member) {
-            self.leave(turn);
-        }
-        answer
+        self.ask_member(self.current(), effect, request).await
     }
 
-    /// Asks one member.
+    /// Asks one member, and leaves it when it does not answer or cannot serve.
     async fn ask_member<T, F>(
         &self,
         member: usize,
         effect: Effect,
-        request: impl FnOnce(Client) -> F + Send,
+        request: impl FnOnce(Arc<Client>) -> F + Send,
     ) -> Result<T>
     where
         F: Future<Output = Result<T, EtcdError>> + Send,
@@ -118,19 +116,25 @@ impl Cluster {
         let asking = async {
             // Logging in is a request of its own, where there is a user. The futures of tonic are large.
             let connect = || Box::pin(Client::connect([url], Some(self.options.clone())));
-            let connected = client.get_or_try_init(connect).await;
-            let client = connected.map_err(|error| explain(error, Effect::Nothing))?.clone();
+            let connected =
+                client.get_or_try_init(|| async { connect().await.map(Arc::new) }).await?.clone();
             sent = effect;
-            Box::pin(request(client)).await.map_err(|error| explain(error, effect))
+            Box::pin(request(connected)).await
         };
-        let answer = timeout(clock, patience, asking).await;
-        answer.unwrap_or_else(|_| Err(silent(endpoint, patience, sent)))
+        let error = match timeout(clock, patience, asking).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if !is_of_this_member(&error) => return Err(explain(error, sent)),
+            Ok(Err(error)) => explain(error, sent),
+            Err(_) => silent(endpoint, patience, sent),
+        };
+        self.leave(member);
+        Err(error)
     }
 
     /// Asks every member by itself; for a doctor.
     pub(crate) async fn ask_each<T, F>(
         &self,
-        request: impl Fn(Client) -> F + Send + Sync,
+        request: impl Fn(Arc<Client>) -> F + Send + Sync,
     ) -> Vec<(&str, Result<T>)>
     where
         T: Send,

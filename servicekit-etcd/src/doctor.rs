@@ -26,7 +26,7 @@ impl ClusterDoctor {
     }
 
     async fn members(&self) -> Vec<Finding> {
-        let ask = |client: Client| async move { client.maintenance_client().status().await };
+        let ask = |client: Arc<Client>| async move { client.maintenance_client().status().await };
         let answers = self.etcd.0.cluster.ask_each(ask).await;
         let mut findings = Vec::new();
         for (endpoint, answer) in answers {
@@ -50,7 +50,7 @@ impl ClusterDoctor {
 
     async fn alarms(&self) -> Finding {
         let check = "alarms";
-        let ask = |client: Client| async move {
+        let ask = |client: Arc<Client>| async move {
             let mut client = client.maintenance_client();
             client.alarm(AlarmAction::Get, AlarmType::None, None).await
         };

@@ -59,8 +59,19 @@ pub(crate) fn silent(endpoint: &str, patience: Duration, effect: Effect) -> Erro
 }
 
 /// Whether another member of the cluster may do better.
-pub(crate) fn is_of_this_member(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Unavailable | Kind::Timeout) && error.retry() != Retry::Never
+pub(crate) fn is_of_this_member(error: &EtcdError) -> bool {
+    match error {
+        EtcdError::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::Unknown
+                | Code::Internal
+                | Code::Cancelled
+                | Code::DeadlineExceeded
+        ),
+        EtcdError::TransportError(_) | EtcdError::IoError(_) | EtcdError::WatchError(_) => true,
+        _ => false,
+    }
 }
 
 fn from_status(status: Status, effect: Effect) -> Error {
@@ -235,13 +246,13 @@ mod tests {
 
     #[test]
     fn another_member_is_asked_where_it_may_do_better() {
-        let of = |code, said: &str| {
-            let status = EtcdError::GRpcStatus(Status::new(code, said));
-            is_of_this_member(&explain(status, Effect::Write))
-        };
+        let of =
+            |code, said: &str| is_of_this_member(&EtcdError::GRpcStatus(Status::new(code, said)));
         assert!(of(Code::Unavailable, "etcdserver: no leader"));
         assert!(of(Code::Unavailable, "etcdserver: request timed out"));
         assert!(!of(Code::PermissionDenied, "etcdserver: permission denied"));
+        assert!(!of(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"));
+        assert!(!of(Code::NotFound, "etcdserver: requested lease not found"));
         assert!(!of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"));
     }
 }

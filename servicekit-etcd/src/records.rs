@@ -1,6 +1,10 @@
 //! How a record is laid out in etcd: a public contract, described in `docs/backends/etcd.md`.
 
-use std::{collections::BTreeSet, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use etcd_client::KeyValue;
@@ -46,21 +50,20 @@ pub(crate) fn decode(key: Key, kv: &KeyValue) -> Record {
     let version = version(kv.mod_revision());
     let opened = serde_json::from_slice(kv.value()).ok().and_then(|envelope| {
         let Envelope { write, ttl_ms, json, text, base64 } = envelope;
-        let value = match (json, text, base64) {
-            (Some(json), None, None) => json.get().as_bytes().to_vec(),
-            (None, Some(text), None) => text.into_bytes(),
-            (None, None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?,
+        let value: Arc<[u8]> = match (json, text, base64) {
+            (Some(json), None, None) => json.get().as_bytes().into(),
+            (None, Some(text), None) => text.into_bytes().into(),
+            (None, None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?.into(),
             _ => return None,
         };
         Some((value, WriteId::new(write), ttl_ms.map(Duration::from_millis)))
     });
-    let (value, write, ttl) =
-        opened.unwrap_or_else(|| (kv.value().to_vec(), WriteId::new(""), None));
+    let (value, write, ttl) = opened.unwrap_or_else(|| (kv.value().into(), WriteId::new(""), None));
     let life = match ttl {
         Some(ttl) if kv.lease() != 0 => Life::Ephemeral { ttl, left: None },
         _ => Life::Durable,
     };
-    Record { key, value: value.into(), version, write, life }
+    Record { key, value, version, write, life }
 }
 
 /// A revision never comes back within a cluster.

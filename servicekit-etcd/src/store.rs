@@ -100,7 +100,7 @@ impl Etcd {
     }
 
     async fn transact(&self, effect: Effect, txn: Txn) -> Result<TxnResponse> {
-        let ask = |client: Client| async move {
+        let ask = |client: Arc<Client>| async move {
             client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES).txn(txn).await
         };
         self.0.cluster.ask(effect, ask).await
@@ -108,7 +108,7 @@ impl Etcd {
 
     async fn find(&self, key: &Key) -> Result<Option<KeyValue>> {
         let bytes = self.0.layout.key(key);
-        let ask = |client: Client| async move { client.kv_client().get(bytes, None).await };
+        let ask = |client: Arc<Client>| async move { client.kv_client().get(bytes, None).await };
         let mut answer = self.0.cluster.ask(Effect::Nothing, ask).await?;
         Ok(answer.take_kvs().pop())
     }
@@ -117,7 +117,7 @@ impl Etcd {
     async fn grant(&self, lease: i64, ttl: Duration) -> Result<()> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        let ask = |client: Client| async move {
+        let ask = |client: Arc<Client>| async move {
             let options = LeaseGrantOptions::new().with_id(lease);
             match client.lease_client().grant(seconds, Some(options)).await {
                 // By an earlier attempt at the same put, which has used some of its time.
@@ -132,7 +132,7 @@ impl Etcd {
 
     /// Gives a lease its whole time again, if it is there.
     async fn keep_alive(&self, lease: i64) -> Result<bool> {
-        let ask = |client: Client| async move {
+        let ask = |client: Arc<Client>| async move {
             match client.lease_client().keep_alive(lease).await {
                 Err(EtcdError::LeaseKeepAliveError(said)) if said.contains("not found") => {
                     Ok(false)
@@ -150,7 +150,8 @@ impl Etcd {
         }
         let etcd = self.clone();
         tokio::spawn(async move {
-            let ask = |client: Client| async move { client.lease_client().revoke(lease).await };
+            let ask =
+                |client: Arc<Client>| async move { client.lease_client().revoke(lease).await };
             let revoked = etcd.0.cluster.ask(Effect::Nothing, ask).await;
             if let Err(error) = revoked {
                 tracing::debug!(%error, lease, "left a lease to end by itself");

@@ -1,6 +1,6 @@
 //! Following a group: a snapshot, then every change from its revision on, so that there is no gap between them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_stream::stream;
 use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
@@ -72,7 +72,7 @@ impl<'a> Following<'a> {
             .with_progress_notify()
             .with_fragment();
         let start = layout.start(group);
-        let ask = |client: Client| async move {
+        let ask = |client: Arc<Client>| async move {
             let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
             watch.watch(start, Some(options)).await
         };
@@ -121,11 +121,10 @@ impl<'a> Following<'a> {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(ended("the server ended it")),
             Err(error) => {
-                let error = explain(error, Effect::Nothing);
                 if is_of_this_member(&error) {
                     self.etcd.0.cluster.leave(self.member);
                 }
-                Err(error)
+                Err(explain(error, Effect::Nothing))
             }
         }
     }
