@@ -102,12 +102,11 @@ impl Context {
     }
 
     /// The variables of this process's environment that have a password of the store.
-    pub(crate) fn secret_variables(&self) -> &'static [&'static str] {
-        if self.address.has_password() {
-            &["SERVICEKIT_PASSWORD", "SERVICEKIT_BACKEND"]
-        } else {
-            &["SERVICEKIT_PASSWORD"]
-        }
+    pub(crate) fn secret_variables(&self) -> Vec<&'static str> {
+        let mut variables = vec!["SERVICEKIT_PASSWORD"];
+        variables.extend(self.address.has_password().then_some("SERVICEKIT_BACKEND"));
+        variables.extend(self.address.password_variables());
+        variables
     }
 
     /// Connects to the store, also when it takes its time at first: a file that somebody keeps locked.
@@ -136,7 +135,7 @@ impl Context {
             namespace: self.namespace.clone(),
             env: self.env.clone(),
             limits: self.limits(),
-            password: std::env::var("SERVICEKIT_PASSWORD").ok().map(Password::new),
+            password: password()?,
         };
         let connecting = async {
             let connected = self.connector.connect(&self.address, options).await;
@@ -207,6 +206,15 @@ pub(crate) async fn unless_told<T>(
         Either::Left((output, _)) => Ok(output),
         Either::Right((signal, _)) => Err(signal),
     }
+}
+
+/// The password of the store's user, if there is one in the environment; a variable that is empty is not set.
+fn password() -> Result<Option<Password>, Failure> {
+    let password = std::env::var_os("SERVICEKIT_PASSWORD").filter(|text| !text.is_empty());
+    let text = password.map(|password| password.into_string()).transpose();
+    // What it is instead must not be shown.
+    let text = text.map_err(|_| Failure::Usage("SERVICEKIT_PASSWORD is not UTF-8".into()))?;
+    Ok(text.map(Password::new))
 }
 
 /// Files may be slow, or pipes that nobody writes to; a signal is heard all the same.

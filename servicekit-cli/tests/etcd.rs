@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, time::Duration};
 
 use harness::{Signal, Store, Web, eventually};
 use servicekit_testkit::server;
@@ -121,6 +121,21 @@ fn a_doctor_sees_the_members_and_what_is_away() {
 }
 
 #[test]
+fn a_probe_does_not_see_the_password_of_etcdctl() {
+    let Some((there, _server)) = store() else { return };
+    let endpoints = there.url().replace("etcd://", "");
+    let mut store = Store::at("etcd".into());
+    store.set("ETCDCTL_ENDPOINTS", endpoints.leak());
+    store.set("ETCDCTL_PASSWORD", "hush");
+    let seen = store.path("seen");
+    let probe = format!("env >{}", seen.display());
+    let mut watcher = store.spawn_args(["watch", "--label", "web", "--monitor-exec", &probe]);
+    watcher.says("-> up");
+    let seen = fs::read_to_string(seen).unwrap();
+    assert!(!seen.contains("hush") && seen.contains("ETCDCTL_ENDPOINTS"), "{seen}");
+}
+
+#[test]
 fn bad_addresses_are_refused_in_one_line() {
     let store = Store::new();
     for (url, parts) in [
@@ -133,4 +148,16 @@ fn bad_addresses_are_refused_in_one_line() {
     ] {
         store.run(&format!("hosts --label web --backend {url}")).is_usage_error(parts);
     }
+}
+
+#[test]
+fn a_password_that_is_no_text_is_refused_and_an_empty_one_is_none() {
+    let mut store = Store::at("etcd://root@127.0.0.1:1".into());
+    let mut command = store.command(["services"]);
+    command.env("SERVICEKIT_PASSWORD", OsStr::from_bytes(b"sh\xff"));
+    let done = store.spawn_command(command).wait();
+    done.is_usage_error(&["SERVICEKIT_PASSWORD is not UTF-8"]);
+    assert!(!done.stderr.contains("sh"), "{done:?}");
+    store.set("SERVICEKIT_PASSWORD", "");
+    store.run("services").is_usage_error(&["\"root\" needs a password"]);
 }

@@ -271,6 +271,15 @@ impl Address {
         &self.rest
     }
 
+    /// The variables of the environment, besides servicekit's own, that have the password of this address.
+    #[must_use]
+    pub fn password_variables(&self) -> &'static [&'static str] {
+        match (self.scheme(), self.rest()) {
+            ("etcd", "") => &["ETCDCTL_USER", "ETCDCTL_PASSWORD"],
+            _ => &[],
+        }
+    }
+
     /// Whether there is a password in it.
     #[must_use]
     pub fn has_password(&self) -> bool {

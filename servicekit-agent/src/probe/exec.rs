@@ -19,7 +19,7 @@ use super::{MOST_BYTES, last_line};
 #[derive(Debug)]
 pub struct Exec {
     command: String,
-    hidden: &'static [&'static str],
+    hidden: Vec<&'static str>,
     timeout: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -27,12 +27,12 @@ pub struct Exec {
 impl Exec {
     /// Probes by running `command` for at most `timeout`.
     pub fn new(command: impl Into<String>, timeout: Duration, clock: Arc<dyn Clock>) -> Self {
-        Self { command: command.into(), hidden: &[], timeout, clock }
+        Self { command: command.into(), hidden: Vec::new(), timeout, clock }
     }
 
     /// Hides variables of this process's environment from the command, such as those with secrets.
     #[must_use]
-    pub fn without_variables(self, hidden: &'static [&'static str]) -> Self {
+    pub fn without_variables(self, hidden: Vec<&'static str>) -> Self {
         Self { hidden, ..self }
     }
 
@@ -42,7 +42,7 @@ impl Exec {
         let mut command = Command::new("sh");
         command.args(["-c", &self.command]).process_group(0).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
-        for variable in self.hidden {
+        for variable in &self.hidden {
             command.env_remove(variable);
         }
         let group = Group::of(command.spawn()?)?;

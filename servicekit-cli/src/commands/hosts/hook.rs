@@ -41,7 +41,7 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 
 impl Hook {
     /// Runs `command` through `sh`, without those variables of this process's environment that are to be `hidden`.
-    pub(super) fn new(command: String, hidden: &'static [&'static str], env: Env) -> Self {
+    pub(super) fn new(command: String, hidden: Vec<&'static str>, env: Env) -> Self {
         let lists = watch::Sender::new(None);
         let (settled, retry) = (None, None);
         let worker = Worker { command, hidden, env, lists: lists.subscribe(), settled, retry };
@@ -67,7 +67,7 @@ impl Hook {
 
 struct Worker {
     command: String,
-    hidden: &'static [&'static str],
+    hidden: Vec<&'static str>,
     env: Env,
     lists: watch::Receiver<Option<String>>,
     /// The list with which the command has succeeded last, unless it has been begun with another one since.
@@ -118,7 +118,7 @@ impl Worker {
 
     /// Runs the command to its end; `None` when it was asked to end before.
     async fn run_once(&self, list: &str) -> Option<io::Result<ExitStatus>> {
-        let mut run = match Run::start(&self.command, self.hidden) {
+        let mut run = match Run::start(&self.command, &self.hidden) {
             Ok(run) => run,
             Err(error) => return Some(Err(error)),
         };
@@ -225,7 +225,7 @@ mod tests {
 
     /// A hook that runs a script in which `$OUT` is a file.
     fn hook(out: &Path, script: &str) -> Hook {
-        Hook::new(format!("OUT='{}'; {script}", out.display()), &[], Env::system())
+        Hook::new(format!("OUT='{}'; {script}", out.display()), Vec::new(), Env::system())
     }
 
     async fn eventually(out: &Path, text: &str) {
