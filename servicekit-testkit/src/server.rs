@@ -27,7 +27,6 @@ pub struct Etcd {
     members: Vec<Member>,
     /// One before each member, for the others.
     gates: Vec<Gate>,
-    scheme: &'static str,
 }
 
 /// The files with which a cluster encrypts: PEM, for `127.0.0.1`.
@@ -111,7 +110,7 @@ impl Etcd {
             Member::new(command, folder, *client)
         };
         let members = clients.iter().enumerate().map(member).collect();
-        let mut started = Self { members, gates, scheme };
+        let mut started = Self { members, gates };
         started.members.iter_mut().all(Member::wait_until_it_listens).then_some(started)
     }
 
@@ -120,12 +119,6 @@ impl Etcd {
     pub fn endpoints(&self) -> String {
         let endpoints: Vec<_> = self.members.iter().map(Member::endpoint).collect();
         endpoints.join(",")
-    }
-
-    /// `http` or `https`.
-    #[must_use]
-    pub fn scheme(&self) -> &'static str {
-        self.scheme
     }
 
     /// Cuts a member off from the others. Clients reach it as before.
