@@ -421,8 +421,7 @@ impl Leases {
                 Standing::Gone
             };
         }
-        let before = |other: &&&TicketRow| other.value.number < row.value.number;
-        let ahead = queue.waiting().iter().filter(before).count();
+        let ahead = queue.before(row).count();
         Standing::Waiting { ahead, holders: self.grants(lease, queue) }
     }
 

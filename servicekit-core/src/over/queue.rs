@@ -162,7 +162,7 @@ impl Queue {
 
     /// The record of a ticket, if it is there and is the same one.
     pub(super) fn ticket(&self, ticket: &TicketRef) -> Option<&TicketRow> {
-        self.tickets.get(&ticket.name).filter(|row| row.value.nonce == ticket.nonce)
+        self.tickets.get(&ticket.name).filter(|row| row.is(ticket))
     }
 
     /// The tickets that wait, first come first.
@@ -171,6 +171,13 @@ impl Queue {
             self.tickets.values().filter(|row| row.value.number.is_some()).collect();
         rows.sort_by_key(|row| (row.value.number, row.name.clone()));
         rows
+    }
+
+    /// The tickets that wait and came before this one.
+    pub(super) fn before<'q>(&'q self, row: &'q TicketRow) -> impl Iterator<Item = &'q TicketRow> {
+        let place = |row: &'q TicketRow| (row.value.number, &row.name);
+        let waiting = self.tickets.values().filter(|other| other.value.number.is_some());
+        waiting.filter(move |other| place(other) < place(row))
     }
 
     /// The grants and offers of `head` whose ticket is not among the records.
@@ -188,6 +195,10 @@ impl TicketRow {
             Life::Durable => Duration::ZERO,
         };
         sent + left - Duration::from_millis(self.value.ttl_ms)
+    }
+
+    pub(super) fn is(&self, ticket: &TicketRef) -> bool {
+        self.name == ticket.name && self.value.nonce == ticket.nonce
     }
 
     pub(super) fn reference(&self) -> TicketRef {

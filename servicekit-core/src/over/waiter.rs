@@ -6,13 +6,14 @@
 use std::{
     collections::BTreeMap,
     future::{Future, pending},
+    iter::{from_fn, once},
     pin::pin,
     time::Duration,
 };
 
 use async_stream::stream;
 use futures_util::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _,
     future::{Either, select},
     stream::BoxStream,
 };
@@ -40,7 +41,7 @@ pub(super) struct Waiter {
     ticket: TicketRef,
     queue: Queue,
     /// When each ticket's record was first seen as it is now, and what it said of its life then.
-    observed: BTreeMap<Name, (Version, Instant, Life)>,
+    observed: Observed,
     /// When each offer was first seen.
     offered: BTreeMap<TicketRef, Instant>,
     /// Since when something in the head has ended, or a slot is free.
@@ -48,6 +49,8 @@ pub(super) struct Waiter {
     /// When this ticket last had its whole ttl, as far as that is known.
     touched: Option<Instant>,
 }
+
+type Observed = BTreeMap<Name, (Version, Instant, Life)>;
 
 /// What is to be done, by this waiter, at some moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +85,11 @@ impl Waiter {
                 let act_at = due.as_ref().map(|(at, _)| *at);
                 let timer = pin!(maybe(act_at.map(|at| clock.sleep_until(at))));
                 let step = match select(changes.next(), timer).await {
-                    Either::Left((Some(change), _)) => self.take(change).map(|()| None),
+                    Either::Left((Some(change), _)) => {
+                        // Those that came together are looked at together: each look is work for everybody who waits.
+                        let more = from_fn(|| changes.next().now_or_never().flatten());
+                        once(change).chain(more).try_for_each(|change| self.take(change)).map(|()| None)
+                    }
                     Either::Left((None, _)) => Err(Error::new(Kind::Unexpected, "the watch ended")),
                     Either::Right(((), _)) => match due {
                         Some((_, task)) => self.act(task).await,
@@ -146,21 +153,29 @@ impl Waiter {
     /// Takes a change of the records in.
     fn take(&mut self, change: Result<Change>) -> Result<()> {
         let oddities = self.leases.oddities();
-        match change? {
-            Change::Snapshot(records) => self.queue = Queue::read(&records, oddities)?,
-            Change::Put(record) => self.queue.put(&record, oddities)?,
-            Change::Removed(name) => self.queue.remove(&name),
-        }
         let now = self.leases.env().clock.now();
-        let Queue { head, tickets } = &self.queue;
-        self.observed.retain(|name, (version, ..)| {
-            tickets.get(name).is_some_and(|row| row.version == *version)
-        });
-        for row in tickets.values() {
-            self.observed
-                .entry(row.name.clone())
-                .or_insert_with(|| (row.version.clone(), now, row.life));
+        match change? {
+            Change::Snapshot(records) => {
+                self.queue = Queue::read(&records, oddities)?;
+                let tickets = &self.queue.tickets;
+                self.observed.retain(|name, _| tickets.contains_key(name));
+                for row in tickets.values() {
+                    observe(&mut self.observed, row, now);
+                }
+            }
+            Change::Put(record) => {
+                self.queue.put(&record, oddities)?;
+                match self.queue.tickets.get(&record.key.name) {
+                    Some(row) => observe(&mut self.observed, row, now),
+                    None => drop(self.observed.remove(&record.key.name)),
+                }
+            }
+            Change::Removed(name) => {
+                self.queue.remove(&name);
+                self.observed.remove(&name);
+            }
         }
+        let head = &self.queue.head;
         let offers = head.as_ref().map(|(head, _)| head.offers.as_slice()).unwrap_or_default();
         self.offered.retain(|ticket, _| offers.contains(ticket));
         for offer in offers {
@@ -185,9 +200,8 @@ impl Waiter {
         if head.offers.contains(&self.ticket) {
             return Some((self.leases.env().clock.now(), Task::Claim));
         }
-        let waiting = self.queue.waiting();
-        let unoffered = waiting.iter().filter(|row| !head.offers.contains(&row.reference()));
-        let place = unoffered.take_while(|row| row.name != self.ticket.name).count();
+        let offered = |row: &TicketRow| head.offers.iter().any(|offer| row.is(offer));
+        let place = self.queue.before(own).filter(|row| !offered(row)).count();
         let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
         let mut tasks = Vec::new();
         if let Some(since) = self.unsettled {
@@ -306,6 +320,13 @@ impl Waiter {
     async fn refresh(&mut self) -> Result<()> {
         let records = self.leases.store().list(&[self.leases.group(&self.lease)]).await?;
         self.take(Ok(Change::Snapshot(records)))
+    }
+}
+
+/// Remembers since when a record is as it is.
+fn observe(observed: &mut Observed, row: &TicketRow, now: Instant) {
+    if observed.get(&row.name).is_none_or(|(version, ..)| *version != row.version) {
+        observed.insert(row.name.clone(), (row.version.clone(), now, row.life));
     }
 }
 
