@@ -223,7 +223,7 @@ impl Leases {
             of != lease || orphans.iter().any(|row| row.version == *version)
         });
         let mut is_over = |row: &&&TicketRow| {
-            if row.value.number.is_some() {
+            if row.waits() {
                 return row.is_over();
             }
             let key = (lease.clone(), row.version.clone());
@@ -407,11 +407,10 @@ impl Leases {
         let Some(row) = queue.ticket(ticket) else {
             return Standing::Gone;
         };
-        let grant = queue.head.as_ref().and_then(|(head, _)| head.grant_of(ticket));
-        if let Some(grant) = grant {
+        if let Some(grant) = queue.grant_of(row) {
             return Standing::Granted(granted(grant, row.counted_from(sent)));
         }
-        if row.value.number.is_none() {
+        if !row.waits() {
             // A claim that was broken off can be taken up again for as long as the slot is kept.
             let is_offered =
                 queue.head.as_ref().is_some_and(|(head, _)| head.offers.contains(ticket));
@@ -434,16 +433,17 @@ impl Leases {
         let mut grants: Vec<_> = head
             .grants
             .iter()
-            // What has ended already is only waiting to be swept up.
-            .filter(|grant| {
-                queue.ticket(&grant.ticket).is_some_and(|row| grant.attended || !row.is_over())
-            })
-            .map(|grant| {
-                let left = queue.ticket(&grant.ticket).and_then(|row| match row.life {
+            .filter_map(|grant| {
+                let row = queue.ticket(&grant.ticket).filter(|row| !row.waits())?;
+                // What has ended already is only waiting to be swept up.
+                if !grant.attended && row.is_over() {
+                    return None;
+                }
+                let left = match row.life {
                     Life::Ephemeral { left, .. } => left,
                     Life::Durable => None,
-                });
-                Grant {
+                };
+                Some(Grant {
                     holder: grant.holder.clone(),
                     token: grant.token,
                     slot: grant.slot,
@@ -453,7 +453,7 @@ impl Leases {
                     evicted: grant.evicted.is_some(),
                     note: grant.note.clone(),
                     ticket: public_ticket(lease, &grant.ticket),
-                }
+                })
             })
             .collect();
         grants.sort_by_key(|grant| grant.slot);

@@ -2,7 +2,8 @@
 //!
 //! The **head** holds the grants, and offers of free slots; it is changed by compare-and-swap alone. Each **ticket** is a
 //! record of its own, and the only thing that a holder renews. A grant or an offer stands for as long as its ticket is
-//! there: whoever wants to end one deletes the ticket first, by condition, and then settles the head. So a renewal that was
+//! there: whoever wants to end one deletes the ticket first, by condition, and then settles the head. A waiting ticket holds
+//! nothing, even where the head has a grant for it already: its claim is not done. So a renewal that was
 //! acknowledged proves the grant, and a grant that was taken away can never be renewed.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -167,8 +168,7 @@ impl Queue {
 
     /// The tickets that wait, first come first.
     pub(super) fn waiting(&self) -> Vec<&TicketRow> {
-        let mut rows: Vec<_> =
-            self.tickets.values().filter(|row| row.value.number.is_some()).collect();
+        let mut rows: Vec<_> = self.tickets.values().filter(|row| row.waits()).collect();
         rows.sort_by_key(|row| (row.value.number, row.name.clone()));
         rows
     }
@@ -176,8 +176,24 @@ impl Queue {
     /// The tickets that wait and came before this one.
     pub(super) fn before<'q>(&'q self, row: &'q TicketRow) -> impl Iterator<Item = &'q TicketRow> {
         let place = |row: &'q TicketRow| (row.value.number, &row.name);
-        let waiting = self.tickets.values().filter(|other| other.value.number.is_some());
+        let waiting = self.tickets.values().filter(|other| other.waits());
         waiting.filter(move |other| place(other) < place(row))
+    }
+
+    /// The tickets that still wait although a slot is kept for them, or was taken by a claim that is not done.
+    pub(super) fn turns(&self) -> Vec<&TicketRow> {
+        let Some((head, _)) = &self.head else {
+            return Vec::new();
+        };
+        let grants = head.grants.iter().map(|grant| &grant.ticket);
+        let rows = grants.chain(&head.offers).filter_map(|ticket| self.ticket(ticket));
+        rows.filter(|row| row.waits()).collect()
+    }
+
+    /// The grant that a ticket holds.
+    pub(super) fn grant_of(&self, row: &TicketRow) -> Option<&HeadGrant> {
+        let (head, _) = self.head.as_ref().filter(|_| !row.waits())?;
+        head.grants.iter().find(|grant| row.is(&grant.ticket))
     }
 
     /// The grants and offers of `head` whose ticket is not among the records.
@@ -195,6 +211,11 @@ impl TicketRow {
             Life::Durable => Duration::ZERO,
         };
         sent + left - Duration::from_millis(self.value.ttl_ms)
+    }
+
+    /// Whether it has no slot yet, whatever the head says: a claim that is not done may have taken one.
+    pub(super) fn waits(&self) -> bool {
+        self.value.number.is_some()
     }
 
     pub(super) fn is(&self, ticket: &TicketRef) -> bool {

@@ -14,7 +14,7 @@ use std::{
 use async_stream::stream;
 use futures_util::{
     FutureExt as _, StreamExt as _,
-    future::{Either, select},
+    future::{Either, join, select},
     stream::BoxStream,
 };
 
@@ -42,8 +42,8 @@ pub(super) struct Waiter {
     queue: Queue,
     /// When each ticket's record was first seen as it is now, and what it said of its life then.
     observed: Observed,
-    /// When each offer was first seen.
-    offered: BTreeMap<TicketRef, Instant>,
+    /// When each ticket that still waits was first seen to have its turn.
+    turns: BTreeMap<TicketRef, Instant>,
     /// Since when something in the head has ended, or a slot is free.
     unsettled: Option<Instant>,
     /// When this ticket last had its whole ttl, as far as that is known.
@@ -67,9 +67,9 @@ enum Task {
 
 impl Waiter {
     pub(super) fn new(leases: Leases, lease: Label, ticket: TicketRef) -> Self {
-        let (observed, offered) = (BTreeMap::new(), BTreeMap::new());
+        let (observed, turns) = (BTreeMap::new(), BTreeMap::new());
         let queue = Queue::default();
-        Self { leases, lease, ticket, queue, observed, offered, unsettled: None, touched: None }
+        Self { leases, lease, ticket, queue, observed, turns, unsettled: None, touched: None }
     }
 
     /// The standings, until `Granted` or `Gone`.
@@ -176,10 +176,10 @@ impl Waiter {
             }
         }
         let head = &self.queue.head;
-        let offers = head.as_ref().map(|(head, _)| head.offers.as_slice()).unwrap_or_default();
-        self.offered.retain(|ticket, _| offers.contains(ticket));
-        for offer in offers {
-            self.offered.entry(offer.clone()).or_insert(now);
+        let turns = self.queue.turns();
+        self.turns.retain(|ticket, _| turns.iter().any(|row| row.is(ticket)));
+        for row in turns {
+            self.turns.entry(row.reference()).or_insert(now);
         }
         if let Some((_, seen, Life::Ephemeral { ttl, left: Some(left) })) =
             self.observed.get(&self.ticket.name)
@@ -197,22 +197,21 @@ impl Waiter {
     fn due(&self) -> Option<(Instant, Task)> {
         let (head, _) = self.queue.head.as_ref()?;
         let own = self.queue.ticket(&self.ticket)?;
-        if head.offers.contains(&self.ticket) {
+        if head.offers.contains(&self.ticket) || self.turns.contains_key(&self.ticket) {
             return Some((self.leases.env().clock.now(), Task::Claim));
         }
-        let offered = |row: &TicketRow| head.offers.iter().any(|offer| row.is(offer));
-        let place = self.queue.before(own).filter(|row| !offered(row)).count();
+        let has_turn = |row: &TicketRow| self.turns.keys().any(|ticket| row.is(ticket));
+        let place = self.queue.before(own).filter(|row| !has_turn(row)).count();
         let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
         let mut tasks = Vec::new();
         if let Some(since) = self.unsettled {
             // Whoever left this behind is most likely about to settle it.
             tasks.push((since + STEP + patience, Task::Settle));
         }
-        for (offer, seen) in &self.offered {
-            // Only a ticket that still waits: one that is being claimed has another version by now.
-            if let Some(row) = self.queue.ticket(offer).filter(|row| row.value.number.is_some()) {
-                tasks
-                    .push((*seen + TURN + patience, Task::End(offer.clone(), row.version.clone())));
+        for (ticket, seen) in &self.turns {
+            if let Some(row) = self.queue.ticket(ticket) {
+                let end = Task::End(ticket.clone(), row.version.clone());
+                tasks.push((*seen + TURN + patience, end));
             }
         }
         if !self.leases.store().capabilities().server_expiry {
@@ -234,7 +233,7 @@ impl Waiter {
         let Life::Ephemeral { ttl, left } = *life else {
             return None;
         };
-        let renewed = row.value.attended && row.value.number.is_none();
+        let renewed = row.value.attended && !row.waits();
         let at = if renewed { *seen + ttl } else { *seen + left.unwrap_or(ttl) };
         Some((at, Task::End(row.reference(), row.version.clone())))
     }
@@ -259,39 +258,55 @@ impl Waiter {
         Ok(None)
     }
 
-    /// Makes the ticket ready to hold a slot, then takes it. A claim counts from before the request that began its ttl.
+    /// Makes the ticket ready to hold a slot, and takes the slot, at the same time: it is granted when both are done.
     async fn claim(&mut self) -> Result<Option<Granted>> {
         let Some(row) = self.queue.ticket(&self.ticket).cloned() else {
             return Ok(None);
         };
         let (clock, leases, lease) = (self.leases.env().clock.clone(), &self.leases, &self.lease);
-        let value = TicketValue { number: None, ..row.value };
-        let ttl = Duration::from_millis(value.ttl_ms);
-        let mut sent = clock.now();
-        let put = leases.ticket_put(lease, &row.name, &value, Expect::At(row.version), ttl)?;
-        let made_ready = match leases.store().put_once(&put).await {
-            // An earlier claim, whose answer was lost, may have begun the ttl: begin it anew.
-            Ok((_, false)) => {
-                sent = clock.now();
-                leases.touch(lease, &self.ticket, None).await.map(drop)
-            }
-            answer => answer.map(drop),
-        };
-        match made_ready {
-            Ok(()) => {}
+        if row.value.evicted {
+            leases.delete_ticket(lease, &self.ticket, Some(row.version)).await?;
+            self.refresh().await?;
+            return Ok(None);
+        }
+        let value = TicketValue { number: None, ..row.value.clone() };
+        let sent = clock.now();
+        let head = self.queue.head.clone();
+        let (ready, taken) = join(
+            self.make_ready(&row, &value),
+            leases.take_offer(lease, &self.ticket, &value, head),
+        )
+        .await;
+        let begun = match ready {
+            Ok(touched) => touched.unwrap_or(sent),
+            // Somebody else changed it, or ended it; a slot that was taken for it is not held by anybody.
             Err(error) if matches!(error.kind(), Kind::Conflict | Kind::Lost) => {
                 self.refresh().await?;
                 return Ok(None);
             }
             Err(error) => return Err(error),
-        }
-        let first = self.queue.head.clone();
-        let taken = leases.take_offer(lease, &self.ticket, &value, first).await?;
+        };
+        let taken = taken?;
         if taken.is_none() {
             leases.delete_ticket(lease, &self.ticket, None).await?;
             self.refresh().await?;
         }
-        Ok(taken.map(|grant| granted(&grant, sent)))
+        Ok(taken.map(|grant| granted(&grant, begun)))
+    }
+
+    /// Gives the ticket the ttl of a grant; returns from when it counts, where that is later than now.
+    async fn make_ready(&self, row: &TicketRow, value: &TicketValue) -> Result<Option<Instant>> {
+        let Self { leases, lease, .. } = self;
+        let ttl = Duration::from_millis(value.ttl_ms);
+        let expect = Expect::At(row.version.clone());
+        let put = leases.ticket_put(lease, &row.name, value, expect, ttl)?;
+        if let (_, true) = leases.store().put_once(&put).await? {
+            return Ok(None);
+        }
+        // An earlier claim, whose answer was lost, may have begun the ttl: begin it anew.
+        let sent = leases.env().clock.now();
+        leases.touch(lease, &self.ticket, None).await?;
+        Ok(Some(sent))
     }
 
     /// Deletes a ticket if nothing happened to it since it was seen, and passes on what it held.

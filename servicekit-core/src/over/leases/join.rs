@@ -105,8 +105,9 @@ impl<'a> Joining<'a> {
             if head.slots != request.slots {
                 return Err(this.slots_differ(head.slots));
             }
-            let lives =
-                |grant: &&HeadGrant| queue.ticket(&grant.ticket).is_some_and(|row| !row.is_over());
+            let lives = |grant: &&HeadGrant| {
+                queue.ticket(&grant.ticket).is_some_and(|row| !row.waits() && !row.is_over())
+            };
             let mut stands = head.grants.iter().filter(lives);
             let will_do = |grant: &&HeadGrant| grant.ticket == this.ticket || this.will_do(grant);
             if let Some(grant) = stands.find(will_do) {

@@ -1,16 +1,26 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all};
-use servicekit_core::lease::{Ending, Standing, TURN};
+use servicekit_core::{
+    clock::timeout,
+    lease::{Ending, Standing, TURN},
+};
 
-use super::contender::contender;
-use crate::suite::{case::cases, world::World};
+use super::contender::{Contender, contender};
+use crate::{
+    fault::Fault,
+    suite::{
+        case::cases,
+        world::{World, label},
+    },
+};
 
 cases! { "leases";
     first_come_first_served [NoFaults, Linearizable],
     a_waiter_sees_its_place [NoFaults, Linearizable],
     a_waiter_that_left_is_passed_over [NoFaults, Linearizable],
     a_waiter_that_is_not_there_is_passed_over_within_its_turn [NoFaults, Linearizable],
+    a_claim_that_dies_at_any_of_its_requests_is_passed_on [NoFaults, Linearizable],
     a_waiter_that_lapsed_is_gone [NoFaults, Linearizable, SimulatedTime],
     waiting_goes_on_for_longer_than_any_ttl [NoFaults, Linearizable, SimulatedTime],
     waiting_outlives_an_outage [NoFaults, Linearizable],
@@ -99,6 +109,38 @@ async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World)
     assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
     assert!(took <= TURN + Duration::from_secs(3), "it took {took:?}");
     assert_eq!(two.leases.standing(&second).await.expect("standing"), Standing::Gone);
+}
+
+/// Whichever request of a claim is late, and who sent it is dead by then: the next is granted when the turn is over.
+async fn a_claim_that_dies_at_any_of_its_requests_is_passed_on(world: World) {
+    // Leaving takes three.
+    for request in 3..world.many(9, 5) {
+        for late in [TURN * 2, Duration::from_secs(3600)] {
+            let lease = label(&format!("lease-{request}-{}", late.as_secs()));
+            let of = |holder| Contender { lease: lease.clone(), ..contender(&world, holder) };
+            let (one, two, three) = (of("one"), of("two"), of("three"));
+            let held = one.granted().await;
+            let (second, third) = (two.waiting().await, three.waiting().await);
+            world.faulty.script(request as usize, Fault::ApplyLate(late));
+            let dying = async {
+                // Before it tries again.
+                let (waiting, soon) =
+                    (two.wait_for(&second, Duration::ZERO), Duration::from_millis(20));
+                timeout(&*world.env.clock, soon, waiting).await.ok().flatten()
+            };
+            let (died, (), next) = futures_util::join!(
+                dying,
+                one.leave(&held.ticket),
+                three.wait(&third, world.ttl() * 2 + TURN * 2)
+            );
+            assert!(died.is_none_or(|died| died.token() < next.token()));
+            three.keep(&third, TURN * 2).await;
+            assert_eq!(three.inspect().await.grants.len(), 1, "request {request}, {late:?}");
+            let standing = two.leases.standing(&second).await.expect("standing");
+            assert_eq!(standing, Standing::Gone);
+            world.faulty.unscript();
+        }
+    }
 }
 
 /// Who asked to wait for a minute, and is not heard of any more, is gone after a while.
