@@ -5,6 +5,7 @@ mod harness;
 use std::{fs, process::Stdio, time::Duration};
 
 use harness::{Running, Signal, Store, Web, eventually};
+use rustix::process::{Pid, kill_process, test_kill_process};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(8);
@@ -212,6 +213,31 @@ fn a_signal_while_waiting_leaves_the_queue() {
             assert_eq!(lease["grants"][0]["service_id"], "a");
         }
     }
+}
+
+#[test]
+fn a_guard_that_is_killed_while_it_stands_by_is_replaced_and_none_is_left() {
+    let store = Store::new();
+    let held = under_lease(&store, "", "sleep 600");
+    eventually("the first grant", || store.run("leases").stdout.contains("attended"));
+    let (mut second, mut third) =
+        (under_lease(&store, "", "exit 7"), under_lease(&store, "", "true"));
+    second.says("waiting for");
+    third.says("waiting for");
+    let (of_second, of_third) = (guard_of(&second), guard_of(&third));
+    kill_process(of_second, Signal::KILL).unwrap();
+    let _ = third.end(Signal::TERM, Duration::from_secs(20));
+    eventually("the end of the third's guard", || test_kill_process(of_third).is_err());
+    held.end(Signal::TERM, Duration::from_secs(20));
+    assert_eq!(second.wait().code, 7);
+}
+
+/// The only child of a servicekit that waits.
+fn guard_of(waiting: &Running) -> Pid {
+    let children = format!("/proc/{0}/task/{0}/children", waiting.id());
+    let children = fs::read_to_string(children).expect("it runs");
+    let child = children.trim().parse().expect("one child");
+    Pid::from_raw(child).expect("not 0")
 }
 
 #[test]

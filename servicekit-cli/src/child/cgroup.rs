@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Cgroup {
     folder: PathBuf,
     home: PathBuf,
+    /// Whether this process is in it.
+    inside: bool,
     _lock: File,
 }
 
@@ -55,8 +57,11 @@ pub async fn end_leftovers(clock: &dyn Clock) -> usize {
 }
 
 impl Cgroup {
-    /// A new cgroup below that of this process. Any error means: do without.
-    pub(super) fn new(clock: &dyn Clock) -> io::Result<Self> {
+    /// A new cgroup below that of this process, and this process in it, so that what it starts begins there. Any error
+    /// means: do without.
+    ///
+    /// Moving takes the kernel some milliseconds, for as long as it waits for all processors.
+    pub(super) fn enter(clock: &dyn Clock) -> io::Result<Self> {
         let home = home().ok_or(io::ErrorKind::Unsupported)?;
         // Who ends leftovers may take one that is not locked yet for such, and remove it.
         for _ in 0..10 {
@@ -66,8 +71,9 @@ impl Cgroup {
             let lock = lock(&folder);
             if let Ok(Some(lock)) = lock
                 && folder.join("cgroup.kill").exists()
+                && join(&folder, b"0").is_ok()
             {
-                return Ok(Self { folder, home, _lock: lock });
+                return Ok(Self { folder, home, inside: true, _lock: lock });
             }
             let _ = remove(&folder);
         }
@@ -75,14 +81,10 @@ impl Cgroup {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Moves this process into the cgroup, so that what it starts begins there.
-    pub(super) fn enter(&self) -> io::Result<()> {
-        join(&self.folder, b"0")
-    }
-
-    /// Moves this process out again.
-    pub(super) fn leave(&self) -> io::Result<()> {
-        join(&self.home, b"0")
+    /// Moves this process out again; what it has started stays.
+    pub(super) fn leave(&mut self) {
+        // Where this fails, the guard ends with what it guards; and its parent sees to the rest.
+        self.inside = self.inside && join(&self.home, b"0").is_err();
     }
 
     pub(super) fn kill(&self) -> io::Result<()> {
@@ -103,8 +105,9 @@ impl Cgroup {
         }
     }
 
-    /// Removes it when it is empty.
-    pub(super) fn remove(self) {
+    /// Removes it when nobody else is in it.
+    pub(super) fn remove(mut self) {
+        self.leave();
         let _ = remove(&self.folder);
     }
 }

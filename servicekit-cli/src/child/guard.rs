@@ -13,7 +13,7 @@ use servicekit::{Clock, Env, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    PAUSE, asks_to_end,
+    PAUSE, WITH_CGROUP, asks_to_end,
     cgroup::Cgroup,
     tree::Tree,
     until,
@@ -42,10 +42,16 @@ async fn run() -> io::Result<()> {
     let mut child_ended = signal(SignalKind::child())?;
     let tree = Tree::of_this_process()?;
     let link = Link::new(io::stdin().as_fd().try_clone_to_owned()?)?;
-    let Some((task, stdin)) = link.receive_task().await? else { return Ok(()) };
-
     let clock = Env::system().clock;
-    let Some(mut guard) = Guard::start(&task, stdin, tree, &*clock, &link) else { return Ok(()) };
+    let cgroup = wants_cgroup().then(|| Cgroup::enter(&*clock).ok()).flatten();
+    let Some((task, stdin)) = link.receive_task().await? else {
+        cgroup.into_iter().for_each(Cgroup::remove);
+        return Ok(());
+    };
+
+    let Some(mut guard) = Guard::start(&task, stdin, tree, cgroup, &*clock, &link) else {
+        return Ok(());
+    };
     let mut link = Some(link);
     while !guard.is_done() {
         tokio::select! {
@@ -72,6 +78,10 @@ async fn run() -> io::Result<()> {
         tell(link, &report);
     }
     Ok(())
+}
+
+fn wants_cgroup() -> bool {
+    std::env::args_os().nth(2).is_some_and(|argument| argument == WITH_CGROUP)
 }
 
 /// The next order; `None`, once, when the parent is gone, or speaks another language, which is no parent either.
@@ -108,22 +118,20 @@ impl Guard {
         task: &Task,
         stdin: OwnedFd,
         tree: Tree,
+        mut cgroup: Option<Cgroup>,
         clock: &dyn Clock,
         link: &Link,
     ) -> Option<Self> {
         let deadline = Instant::from(task.deadline);
-        if clock.now() >= deadline - task.kill_after {
-            tell(link, &Report::Stopped);
-            return None;
-        }
-        let cgroup = task.cgroup.then(|| Cgroup::new(clock).ok()).flatten();
-        let child = match spawn(task, stdin, cgroup.as_ref()) {
-            Ok(child) => child,
-            Err(error) => {
-                if let Some(cgroup) = cgroup {
-                    cgroup.remove();
-                }
-                tell(link, &Report::CannotStart { errno: error.raw_os_error() });
+        let spawned = (clock.now() < deadline - task.kill_after).then(|| spawn(task, stdin));
+        cgroup.iter_mut().for_each(Cgroup::leave);
+        let child = match spawned {
+            Some(Ok(child)) => child,
+            not_spawned => {
+                cgroup.into_iter().for_each(Cgroup::remove);
+                let cannot = |error: io::Error| Report::CannotStart { errno: error.raw_os_error() };
+                let failed = not_spawned.and_then(Result::err);
+                tell(link, &failed.map_or(Report::Stopped, cannot));
                 return None;
             }
         };
@@ -255,19 +263,14 @@ impl Guard {
     }
 }
 
-fn spawn(task: &Task, stdin: OwnedFd, cgroup: Option<&Cgroup>) -> io::Result<Pid> {
+fn spawn(task: &Task, stdin: OwnedFd) -> io::Result<Pid> {
     let mut words = task.command.iter();
     let program = words.next().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     // A group of its own: the keys of a terminal reach the parent, and through it the child, once.
-    command.args(words).stdin(stdin).process_group(0);
-    let inside = cgroup.filter(|cgroup| cgroup.enter().is_ok());
-    let child = command.spawn();
-    if let Some(cgroup) = inside {
-        // Where this fails, the guard ends with what it guards; and its parent sees to the rest.
-        let _ = cgroup.leave();
-    }
-    Pid::from_raw(child?.id().cast_signed()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    command.args(words).envs(task.env.iter().cloned()).stdin(stdin).process_group(0);
+    let child = command.spawn()?;
+    Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn code(status: WaitStatus) -> u8 {

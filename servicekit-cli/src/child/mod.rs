@@ -4,7 +4,7 @@
 //! servicekit ──socket── sk-guard ── CMD ── …
 //! ```
 //!
-//! [`Supervisor`] starts a guard, which is this program once more, and which starts the child. Each renewal of the lease tells
+//! [`Standby`] starts a guard, which is this program once more, and which starts the child when [`Supervisor`] tells it to. Each renewal of the lease tells
 //! the guard a later deadline. The guard asks everything below it to end a little before the deadline, and kills it then, or
 //! at once when its socket ends. So nothing that happens to servicekit lets the child outlive its lease; and nothing that
 //! happens to the guard, since servicekit itself then ends all that is below it. Should both be killed in the same instant, a
@@ -25,10 +25,13 @@ use servicekit::{Clock, Instant};
 pub use cgroup::end_leftovers;
 pub use guard::guard_main;
 pub use lease_file::LeaseFile;
-pub use supervisor::{Ending, Options, StartError, Supervisor};
+pub use supervisor::{Ending, Options, Standby, StartError, Supervisor};
 
 /// The first argument of a process that is to call [`guard_main`].
 pub const GUARD: &str = "__guard";
+
+/// The second, where the child is to have a cgroup of its own.
+const WITH_CGROUP: &str = "cgroup";
 
 /// Between two looks at processes that have to end.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -9,7 +9,7 @@ use servicekit::{Clock, Instant};
 use tokio::process::{Child, Command};
 
 use super::{
-    GUARD, asks_to_end, end_leftovers,
+    GUARD, WITH_CGROUP, asks_to_end, end_leftovers,
     tree::Tree,
     until,
     wire::{Link, Order, Report, Task},
@@ -33,8 +33,6 @@ pub struct Options {
     pub deadline: Instant,
     /// The time between SIGTERM and SIGKILL.
     pub kill_after: Duration,
-    /// Whether to put the child into a cgroup of its own, where that can be done.
-    pub cgroup: bool,
 }
 
 /// Why there is no child.
@@ -59,6 +57,15 @@ pub enum Ending {
     Stopped,
     /// Its guard was killed, so it was stopped.
     GuardDied,
+}
+
+/// A guard without a child yet: it can be started while the lease is asked for, which takes as long. Dropping it ends it.
+#[derive(Debug)]
+pub struct Standby {
+    tree: Tree,
+    link: Link,
+    guard: Child,
+    cgroup: bool,
 }
 
 /// A child that ends, with all that it started, at a deadline: also when this process is killed, stopped or hangs.
@@ -91,9 +98,26 @@ enum News {
     Late,
 }
 
-impl Supervisor {
-    /// Ends what earlier guards left behind ([`end_leftovers`]), then starts the guard, and through it the child, which gets the standard streams of this process, default signal
-    /// handling and a process group of its own.
+impl Standby {
+    /// Starts a guard; where `cgroup` is asked for and can be had, its child will have one of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Guard`].
+    pub fn new(cgroup: bool) -> Result<Self, StartError> {
+        let started = || {
+            let (link, theirs) = Link::pair()?;
+            let tree = Tree::of_this_process()?;
+            let mut guard = Command::new("/proc/self/exe");
+            guard.arg0("sk-guard").arg(GUARD).args(cgroup.then_some(WITH_CGROUP));
+            let guard = guard.stdin(Stdio::from(theirs)).process_group(0).spawn()?;
+            Ok(Self { tree, link, guard, cgroup })
+        };
+        started().map_err(StartError::Guard)
+    }
+
+    /// Ends what earlier guards left behind ([`end_leftovers`]), then starts the child, which gets the standard streams of
+    /// this process, default signal handling and a process group of its own.
     ///
     /// # Errors
     ///
@@ -102,27 +126,26 @@ impl Supervisor {
     /// # Cancel safety
     ///
     /// Dropping the future ends what was started.
-    pub async fn start(clock: Arc<dyn Clock>, options: Options) -> Result<Self, StartError> {
+    pub async fn start(
+        mut self,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Result<Supervisor, StartError> {
         end_leftovers(&*clock).await;
+        // Somebody may have killed it meanwhile.
+        if self.guard.try_wait().map_err(StartError::Guard)?.is_some() {
+            self = Self::new(self.cgroup)?;
+        }
         let program = options.command.first().cloned().unwrap_or_default();
-        let (link, theirs) = Link::pair().map_err(StartError::Guard)?;
-        let tree = Tree::of_this_process().map_err(StartError::Guard)?;
-        let guard = Command::new("/proc/self/exe")
-            .arg0("sk-guard")
-            .arg(GUARD)
-            .envs(options.env)
-            .stdin(Stdio::from(theirs))
-            .process_group(0)
-            .spawn()
-            .map_err(StartError::Guard)?;
         let task = Task {
             command: options.command,
+            env: options.env,
             deadline: options.deadline.into(),
             kill_after: options.kill_after,
-            cgroup: options.cgroup,
         };
+        let Self { tree, link, guard, .. } = self;
         link.send_task(&task, io::stdin().as_fd()).map_err(StartError::Guard)?;
-        let mut supervisor = Self {
+        let mut supervisor = Supervisor {
             clock,
             tree,
             link,
@@ -137,7 +160,9 @@ impl Supervisor {
         supervisor.started(program).await?;
         Ok(supervisor)
     }
+}
 
+impl Supervisor {
     /// The number of the child; `None` when the deadline came before it was started.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

@@ -25,9 +25,10 @@ use tokio::io::{Interest, unix::AsyncFd};
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) command: Vec<OsString>,
+    /// Variables besides those of the guard.
+    pub(super) env: Vec<(OsString, OsString)>,
     pub(super) deadline: Deadline,
     pub(super) kill_after: Duration,
-    pub(super) cgroup: bool,
 }
 
 /// What the parent tells the guard.
@@ -201,14 +202,14 @@ mod tests {
             command: vec!["x".repeat(1 << 20).into(), "\u{1f980}".into(), "".into()],
             deadline: deadline.into(),
             kill_after: Duration::from_millis(1500),
-            cgroup: true,
+            env: vec![("TOKEN".into(), "7".into())],
         };
         let stdin = File::open("/dev/null").unwrap();
         parent.send_task(&task, stdin.as_fd()).unwrap();
         let (received, stdin) = guard.receive_task().await.unwrap().unwrap();
         assert_eq!(received.command, task.command);
         assert_eq!(Instant::from(received.deadline), deadline);
-        assert_eq!(received.kill_after, task.kill_after);
+        assert_eq!((received.kill_after, received.env), (task.kill_after, task.env));
         assert!(File::from(stdin).metadata().unwrap().len() == 0);
         drop(parent);
         assert!(guard.receive_task().await.unwrap().is_none());

@@ -16,10 +16,11 @@ use self::{healthy::Healthy, obtain::obtain};
 use super::slots;
 use crate::{
     args::{self, Patience},
+    child::Standby,
     context::{Context, unless_told},
     exit::Exit,
     output::{self, Output},
-    report::Failure,
+    report::{Failure, chain},
     signals::Signals,
 };
 
@@ -144,6 +145,9 @@ impl AcquireLease {
             note: obtain::note(context),
         };
 
+        // It starts while the lease is asked for, and stands by while it is waited for.
+        let standby = self.has_child().then(|| Standby::new(true)).transpose();
+        let standby = standby.map_err(|error| Failure::Host(chain(&error)))?;
         let (backend, obtained) = obtain(&self.label, &request, context, signals).await?;
         let (ticket, granted) = match obtained {
             Obtained::Granted(ticket, granted) => (ticket, granted),
@@ -167,8 +171,9 @@ impl AcquireLease {
                 return Err(failure);
             }
         }
-        if self.has_child() {
-            return attended::run(self, backend, ticket, granted, healthy, context, signals).await;
+        if let Some(standby) = standby {
+            let lease = (backend, ticket, granted);
+            return attended::run(self, standby, lease, healthy, context, signals).await;
         }
         match healthy {
             Some(healthy) => {

@@ -3,7 +3,7 @@
 use std::{env, ffi::OsString, fs, process::ExitCode, sync::Arc, time::Duration};
 
 use servicekit::{Clock, Env};
-use servicekit_cli::child::{Ending, Options, StartError, Supervisor};
+use servicekit_cli::child::{Ending, Options, Standby, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How the parent behaves, handed over in the environment.
@@ -40,9 +40,9 @@ async fn run(command: Vec<OsString>, script: Script) -> u8 {
         env: vec![("SERVICEKIT_TEST_CHILD".into(), "1".into())],
         deadline: clock.now() + lease,
         kill_after: Duration::from_millis(script.kill_after_ms),
-        cgroup: script.cgroup,
     };
-    let mut supervisor = match Supervisor::start(clock.clone(), options).await {
+    let standby = Standby::new(script.cgroup).unwrap();
+    let mut supervisor = match standby.start(clock.clone(), options).await {
         Ok(supervisor) => supervisor,
         Err(StartError::NotFound(..)) => return 127,
         Err(StartError::CannotExecute(..)) => return 126,

@@ -12,7 +12,7 @@ use tokio::sync::watch::Receiver;
 use super::{AcquireLease, Healthy, obtain::within_reason};
 
 use crate::{
-    child::{self, Ending, LeaseFile, StartError, Supervisor},
+    child::{self, Ending, LeaseFile, Standby, StartError, Supervisor},
     context::Context,
     exit::Exit,
     report::{Failure, chain, say},
@@ -22,16 +22,15 @@ use crate::{
 /// Runs the command, and gives the lease back when it has ended.
 pub(super) async fn run(
     args: AcquireLease,
-    backend: Backend,
-    ticket: Ticket,
-    granted: Granted,
+    standby: Standby,
+    (backend, ticket, granted): (Backend, Ticket, Granted),
     healthy: Option<Healthy>,
     context: &Context,
     signals: &mut Signals,
 ) -> Result<Exit, Failure> {
     let lease_ends = granted.counted_from + args.lease_timeout;
     let guard = Guard::keep(backend.leases, ticket, granted, args.ttl(), context.env.clone());
-    let started = start(&args, &guard, context).await;
+    let started = start(&args, standby, &guard, context).await;
     let (supervisor, file) = match started {
         Ok(started) => started,
         Err(why) => {
@@ -65,6 +64,7 @@ enum NotStarted {
 
 async fn start(
     args: &AcquireLease,
+    standby: Standby,
     guard: &Guard,
     context: &Context,
 ) -> Result<(Supervisor, LeaseFile), NotStarted> {
@@ -82,9 +82,8 @@ async fn start(
         env: variables.map(|(name, value)| (name.into(), value)).into(),
         deadline,
         kill_after: args.kill_after(),
-        cgroup: true,
     };
-    let supervisor = Supervisor::start(env.clock.clone(), options).await;
+    let supervisor = standby.start(env.clock.clone(), options).await;
     Ok((supervisor.map_err(NotStarted::Command)?, file))
 }
 
