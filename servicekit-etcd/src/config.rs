@@ -56,7 +56,7 @@ impl Config {
             return Err(invalid("expected `//` and a host after the scheme"));
         };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if query.contains('@') && !place.contains('@') && !is_query(query) {
+        if query.contains('@') && !is_query(query) {
             // Then all of it may be a part of a password, and must not be in a message.
             return Err(invalid("in a user and a password write %3F for `?`, and %40 for `@`"));
         }
@@ -263,6 +263,8 @@ fn invalid(message: impl Into<String>) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn plain(rest: &str) -> Config {
@@ -327,6 +329,22 @@ mod tests {
             "//u:hu%ffsh@db1",
         ] {
             refusal(rest, false);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(rest: String, encrypted: bool) {
+            drop(Config::parse(&rest, encrypted));
+        }
+
+        #[test]
+        fn no_error_shows_a_password(
+            password in "[a-z%@:/?#&=]{0,6}hush[a-z%@:/?#&=]{0,6}", place in "(db1|db 1|db1:x|)(/p|/p q|)(|\\?x=1|\\?ca)",
+        ) {
+            if let Err(error) = Config::parse(&format!("//root:{password}@{place}"), true) {
+                prop_assert!(!format!("{error} {error:?}").contains("hush"), "{:?}", error);
+            }
         }
     }
 

@@ -48,22 +48,25 @@ pub(crate) fn encode(value: &[u8], write: &WriteId, ttl: Option<Duration>) -> Ve
 /// The record in `kv`. What others wrote is returned as it is, with a write id that nobody drew.
 pub(crate) fn decode(key: Key, kv: &KeyValue) -> Record {
     let version = version(kv.mod_revision());
-    let opened = serde_json::from_slice(kv.value()).ok().and_then(|envelope| {
-        let Envelope { write, ttl_ms, json, text, base64 } = envelope;
-        let value: Arc<[u8]> = match (json, text, base64) {
-            (Some(json), None, None) => json.get().as_bytes().into(),
-            (None, Some(text), None) => text.into_bytes().into(),
-            (None, None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?.into(),
-            _ => return None,
-        };
-        Some((value, WriteId::new(write), ttl_ms.map(Duration::from_millis)))
-    });
-    let (value, write, ttl) = opened.unwrap_or_else(|| (kv.value().into(), WriteId::new(""), None));
+    let (value, write, ttl) =
+        open(kv.value()).unwrap_or_else(|| (kv.value().into(), WriteId::new(""), None));
     let life = match ttl {
         Some(ttl) if kv.lease() != 0 => Life::Ephemeral { ttl, left: None },
         _ => Life::Durable,
     };
     Record { key, value, version, write, life }
+}
+
+/// The value, its write id and its ttl; `None` for what others wrote.
+fn open(bytes: &[u8]) -> Option<(Arc<[u8]>, WriteId, Option<Duration>)> {
+    let Envelope { write, ttl_ms, json, text, base64 } = serde_json::from_slice(bytes).ok()?;
+    let value = match (json, text, base64) {
+        (Some(json), None, None) => json.get().as_bytes().into(),
+        (None, Some(text), None) => text.into_bytes().into(),
+        (None, None, Some(coded)) => BASE64_STANDARD.decode(coded).ok()?.into(),
+        _ => return None,
+    };
+    Some((value, WriteId::new(write), ttl_ms.map(Duration::from_millis)))
 }
 
 /// A revision never comes back within a cluster.
@@ -128,20 +131,38 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn round_trip(value: &[u8]) -> String {
-        let write = WriteId::new("w1");
-        let bytes = encode(value, &write, Some(Duration::from_millis(1500)));
-        let envelope: Envelope<'_> = serde_json::from_slice(&bytes).unwrap();
-        let back = match (envelope.json, envelope.text, envelope.base64) {
-            (Some(json), None, None) => json.get().as_bytes().to_vec(),
-            (None, Some(text), None) => text.into_bytes(),
-            (None, None, Some(coded)) => BASE64_STANDARD.decode(coded).unwrap(),
-            _ => panic!("one form: {}", String::from_utf8_lossy(&bytes)),
-        };
-        assert_eq!(back, value);
+        let ttl = Some(Duration::from_millis(1500));
+        let bytes = encode(value, &WriteId::new("w1"), ttl);
+        let (back, write, ttl_back) = open(&bytes).expect("it was written by this");
+        assert_eq!((&*back, write.as_str(), ttl_back), (value, "w1", ttl));
         String::from_utf8(bytes).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_comes_back(value: Vec<u8>) {
+            round_trip(&value);
+        }
+
+        #[test]
+        fn what_others_wrote_is_passed_over(value: Vec<u8>) {
+            prop_assert!(open(&value).is_none());
+        }
+
+        #[test]
+        fn what_looks_like_ours_is_read_without_surprise(
+            members in proptest::collection::vec(
+                "\"(write|ttl_ms|json|text|base64|x)\":(\"[a-z=]*\"|null|[0-9]{1,30}|-1|[{]|[{][}])",
+                0..5,
+            ),
+        ) {
+            drop(open(format!("{{{}}}", members.join(",")).as_bytes()));
+        }
     }
 
     #[test]
