@@ -5,12 +5,14 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error as EtcdError, Identity, ResponseHeader, TlsOptions,
+};
 use futures_util::future::join_all;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use servicekit_core::{Env, Error, Kind, Result, clock::timeout, store::Limits};
@@ -19,14 +21,14 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{Config, Tls, refuse_exposed},
-    error::{Effect, explain, is_of_this_member, silent},
+    error::{Effect, explain, is_of_this_login, is_of_this_member, silent},
 };
 
 /// How long a connection may be silent before it is asked for a sign of life, and how long that may take. etcd cuts off
 /// who asks more often than every five seconds.
 const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 
-/// The largest answer: a page of the largest records.
+/// The largest answer: a page of records of a hundred kilobytes each, far more than servicekit writes.
 pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// The connections to the members. Only one is used at a time, for as long as it works: who comes back after a failure
@@ -46,6 +48,8 @@ struct Member {
     endpoint: String,
     url: String,
     client: OnceCell<Arc<Client>>,
+    /// The latest term of the cluster that it has answered in.
+    term: AtomicU64,
 }
 
 impl Cluster {
@@ -77,6 +81,7 @@ impl Cluster {
             endpoint: endpoint.clone(),
             url: format!("{scheme}://{endpoint}"),
             client: OnceCell::new(),
+            term: AtomicU64::new(0),
         };
         let members: Vec<_> = config.endpoints.iter().map(member).collect();
         if members.is_empty() {
@@ -97,11 +102,11 @@ impl Cluster {
     where
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
-        self.ask_member(self.current(), effect, request).await
+        self.ask_at(self.current(), effect, request).await
     }
 
     /// Asks one member, and leaves it when it does not answer or cannot serve.
-    async fn ask_member<T, F>(
+    pub(crate) async fn ask_at<T, F>(
         &self,
         member: usize,
         effect: Effect,
@@ -110,7 +115,7 @@ impl Cluster {
     where
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
-        let Member { endpoint, url, client } = &self.members[member];
+        let Member { endpoint, url, client, .. } = &self.members[member];
         let (clock, patience) = (&*self.env.clock, self.patience);
         let mut sent = Effect::Nothing;
         let asking = async {
@@ -123,6 +128,10 @@ impl Cluster {
         };
         let error = match timeout(clock, patience, asking).await {
             Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if is_of_this_login(&error) => {
+                self.renew_login(client).await;
+                return Err(explain(error, sent));
+            }
             Ok(Err(error)) if !is_of_this_member(&error) => return Err(explain(error, sent)),
             Ok(Err(error)) => explain(error, sent),
             Err(_) => silent(endpoint, patience, sent),
@@ -142,9 +151,30 @@ impl Cluster {
     {
         let request = &request;
         let asked = self.members.iter().enumerate().map(|(i, member)| async move {
-            (member.endpoint.as_str(), self.ask_member(i, Effect::Nothing, request).await)
+            (member.endpoint.as_str(), self.ask_at(i, Effect::Nothing, request).await)
         });
         join_all(asked).await
+    }
+
+    /// Logs in again. `etcd-client` does so by itself for a token that has expired, but not in the middle of a stream, and
+    /// not when users or roles were changed.
+    async fn renew_login(&self, client: &OnceCell<Arc<Client>>) {
+        let Some(client) = client.get() else { return };
+        let renewed = timeout(&*self.env.clock, self.patience, client.refresh_token()).await;
+        if !matches!(renewed, Ok(Ok(()))) {
+            tracing::debug!("could not log in again; the next request tells why");
+        }
+    }
+
+    /// The latest term that a member has answered in, 0 for none; a term has one leader.
+    pub(crate) fn term(&self, member: usize) -> u64 {
+        self.members[member].term.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of the term that a member has answered in.
+    pub(crate) fn heard(&self, member: usize, header: Option<&ResponseHeader>) {
+        let term = header.map_or(0, ResponseHeader::raft_term);
+        self.members[member].term.fetch_max(term, Ordering::Relaxed);
     }
 
     /// Goes on to the next member, unless somebody else did already.

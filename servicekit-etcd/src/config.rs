@@ -81,6 +81,9 @@ impl Config {
     /// Those of [`Config::parse`].
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let set = |name: &str| variable(&format!("ETCDCTL_{name}")).filter(|text| !text.is_empty());
+        if set("ENDPOINTS").is_some_and(|listed| listed.contains('@')) {
+            return Err(invalid("no user in ETCDCTL_ENDPOINTS: there is ETCDCTL_USER for that"));
+        }
         let listed = set("ENDPOINTS").unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PORT}"));
         let bare = |url: &str| {
             let url = url.trim();
@@ -382,6 +385,8 @@ mod tests {
         assert_eq!(config.password.as_deref().map(String::as_str), Some("hu%41sh"));
         assert_eq!(config.tls.unwrap().ca, Some("/ca.pem".into()));
         assert!(read(&[("ETCDCTL_CERT", "/c.pem")]).is_err());
+        let error = read(&[("ETCDCTL_ENDPOINTS", "http://root:hush@db1")]).unwrap_err();
+        assert!(!format!("{error:?}").contains("hush"), "{error:?}");
         assert!(read(&[("ETCDCTL_ENDPOINTS", "https://db1,http://db2")]).is_err());
         assert!(read(&[("ETCDCTL_ENDPOINTS", "http://db1"), ("ETCDCTL_CACERT", "/ca")]).is_err());
     }

@@ -1,9 +1,9 @@
 //! What a doctor sees of the cluster: its members, their versions and leader, and the space that is left.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use etcd_client::{AlarmAction, AlarmType, Client, StatusResponse};
+use etcd_client::{AlarmAction, AlarmType, Client, ResponseHeader, StatusResponse};
 use futures_util::join;
 use servicekit_core::{Doctor, Error, Finding, Kind};
 
@@ -28,7 +28,13 @@ impl ClusterDoctor {
     async fn members(&self) -> Vec<Finding> {
         let ask = |client: Arc<Client>| async move { client.maintenance_client().status().await };
         let answers = self.etcd.0.cluster.ask_each(ask).await;
+        let clusters = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()?.header());
+        let clusters: BTreeSet<_> = clusters.map(ResponseHeader::cluster_id).collect();
         let mut findings = Vec::new();
+        if clusters.len() > 1 {
+            let detail = "the address names members of different clusters: a lease could be held in each of them";
+            findings.push(Finding::problem("cluster", detail, "name the members of one cluster"));
+        }
         for (endpoint, answer) in answers {
             let check = format!("member {endpoint}");
             match answer {
@@ -103,7 +109,7 @@ fn old_version(endpoint: &str, version: &str) -> Option<Finding> {
     (!is_safe).then(|| {
         let detail = format!(
             "{version}: a leader that was stopped for a while may end leases that are alive, so that a session or a \
-             lease is lost without need (never held twice)"
+             lease is lost without need"
         );
         let remedy = "update to 3.4.31, 3.5.13, 3.6.0 or later";
         Finding::warning(format!("version of {endpoint}"), detail, remedy)

@@ -74,6 +74,13 @@ pub(crate) fn is_of_this_member(error: &EtcdError) -> bool {
     }
 }
 
+/// Whether the login has ended, and not the right to log in. Such a request was not looked at any further.
+pub(crate) fn is_of_this_login(error: &EtcdError) -> bool {
+    let over = ["invalid auth token", "revision of auth store is old"];
+    matches!(error, EtcdError::GRpcStatus(status)
+        if over.iter().any(|over| status.message().contains(over)))
+}
+
 fn from_status(status: Status, effect: Effect) -> Error {
     use Retry::{Never, Safe};
 
@@ -93,6 +100,9 @@ fn from_status(status: Status, effect: Effect) -> Error {
         ),
         _ if said.contains("too many requests") => {
             (Kind::Throttled, Safe, "the cluster cannot keep up")
+        }
+        _ if said.contains("invalid auth token") || said.contains("auth store is old") => {
+            (Kind::Unavailable, Safe, "the login has ended; logging in again")
         }
         _ if said.contains("compacted") => {
             (Kind::Unavailable, Safe, "the revision is no longer kept; reading again")
@@ -198,7 +208,15 @@ mod tests {
                 Never,
                 Never,
             ),
-            (Code::Unauthenticated, "etcdserver: invalid auth token", Denied, Never, Never),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", Unavailable, Safe, Safe),
+            (
+                Code::InvalidArgument,
+                "etcdserver: revision of auth store is old",
+                Unavailable,
+                Safe,
+                Safe,
+            ),
+            (Code::Unauthenticated, "", Denied, Never, Never),
             (Code::PermissionDenied, "etcdserver: permission denied", Denied, Never, Never),
             (
                 Code::InvalidArgument,

@@ -2,9 +2,9 @@
 //! its own.
 
 use std::{
+    collections::HashMap,
     fmt,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,6 +30,9 @@ use crate::{
 /// etcd takes requests of a megabyte and a half; what is no text takes a third more there than it has.
 const MAX_VALUE_BYTES: usize = 1_000_000;
 
+/// How often a touch is begun again when the cluster has just changed its leader.
+const MOST_TOUCHES: usize = 4;
+
 /// How many records one answer brings: a thousand instances on a hundred nodes fit.
 const PAGE: i64 = 2_000;
 
@@ -43,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) env: Env,
     pub(crate) cluster: Cluster,
     pub(crate) layout: Layout,
+    /// The leases of etcd that records which this process keeps hang on, as far as it knows.
+    leases: Mutex<HashMap<Key, i64>>,
 }
 
 impl Etcd {
@@ -55,7 +60,8 @@ impl Etcd {
     /// may read.
     pub fn new(config: Config, env: Env, limits: Limits) -> Result<Self> {
         let cluster = Cluster::new(&config, env.clone(), limits)?;
-        Ok(Self(Arc::new(Inner { env, cluster, layout: Layout::new(config.prefix) })))
+        let (layout, leases) = (Layout::new(config.prefix), Mutex::default());
+        Ok(Self(Arc::new(Inner { env, cluster, layout, leases })))
     }
 
     /// Reads groups, all as of one revision, and tells which.
@@ -100,38 +106,54 @@ impl Etcd {
     }
 
     async fn transact(&self, effect: Effect, txn: Txn) -> Result<TxnResponse> {
+        self.transact_at(self.0.cluster.current(), effect, txn).await
+    }
+
+    async fn transact_at(&self, member: usize, effect: Effect, txn: Txn) -> Result<TxnResponse> {
         let ask = |client: Arc<Client>| async move {
             client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES).txn(txn).await
         };
-        self.0.cluster.ask(effect, ask).await
+        let cluster = &self.0.cluster;
+        let answer = cluster.ask_at(member, effect, ask).await?;
+        cluster.heard(member, answer.header());
+        Ok(answer)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<Key, i64>> {
+        self.0.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn find(&self, key: &Key) -> Result<Option<KeyValue>> {
-        let bytes = self.0.layout.key(key);
+        self.find_at(self.0.cluster.current(), key).await
+    }
+
+    async fn find_at(&self, member: usize, key: &Key) -> Result<Option<KeyValue>> {
+        let (cluster, bytes) = (&self.0.cluster, self.0.layout.key(key));
         let ask = |client: Arc<Client>| async move { client.kv_client().get(bytes, None).await };
-        let mut answer = self.0.cluster.ask(Effect::Nothing, ask).await?;
+        let mut answer = cluster.ask_at(member, Effect::Nothing, ask).await?;
+        cluster.heard(member, answer.header());
         Ok(answer.take_kvs().pop())
     }
 
-    /// Asks for a lease that ends when nobody keeps it alive for `ttl`, rounded up to whole seconds.
-    async fn grant(&self, lease: i64, ttl: Duration) -> Result<()> {
+    /// Asks for a lease that ends when nobody keeps it alive for `ttl`, rounded up to whole seconds. Returns whether it was
+    /// there already, by an earlier attempt or an earlier record: then it is kept alive.
+    async fn grant_at(&self, member: usize, lease: i64, ttl: Duration) -> Result<bool> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let ask = |client: Arc<Client>| async move {
             let options = LeaseGrantOptions::new().with_id(lease);
             match client.lease_client().grant(seconds, Some(options)).await {
-                // By an earlier attempt at the same put, which has used some of its time.
                 Err(error) if is_there_already(&error) => {
-                    client.lease_client().keep_alive(lease).await.map(drop)
+                    client.lease_client().keep_alive(lease).await.map(|_| true)
                 }
-                answer => answer.map(drop),
+                answer => answer.map(|_| false),
             }
         };
-        self.0.cluster.ask(Effect::Nothing, ask).await
+        self.0.cluster.ask_at(member, Effect::Nothing, ask).await
     }
 
     /// Gives a lease its whole time again, if it is there.
-    async fn keep_alive(&self, lease: i64) -> Result<bool> {
+    async fn keep_alive_at(&self, member: usize, lease: i64) -> Result<bool> {
         let ask = |client: Arc<Client>| async move {
             match client.lease_client().keep_alive(lease).await {
                 Err(EtcdError::LeaseKeepAliveError(said)) if said.contains("not found") => {
@@ -140,14 +162,11 @@ impl Etcd {
                 answer => answer.map(|_| true),
             }
         };
-        self.0.cluster.ask(Effect::Nothing, ask).await
+        self.0.cluster.ask_at(member, Effect::Nothing, ask).await
     }
 
     /// Ends a lease that no record hangs on any longer; otherwise it would end by itself, later.
     fn revoke(&self, lease: i64) {
-        if lease == 0 {
-            return;
-        }
         let etcd = self.clone();
         tokio::spawn(async move {
             let ask =
@@ -205,6 +224,15 @@ impl Store for Etcd {
     }
 }
 
+/// What a record is to hang on.
+struct Hanging {
+    /// 0 for none.
+    lease: i64,
+    ttl: Option<Duration>,
+    /// Whether the lease was there before, and had to be kept alive.
+    was_there: bool,
+}
+
 impl Etcd {
     async fn put_record(&self, put: &Put) -> Result<Version> {
         let Put { key, value, expect, keep, write } = put;
@@ -212,45 +240,52 @@ impl Etcd {
             let message = format!("{} bytes; at most {MAX_VALUE_BYTES} fit", value.len());
             return Err(Error::new(Kind::Invalid, message));
         }
-        let (lease, ttl) = self.lease_for(key, expect, *keep, write).await?;
+        let cluster = &self.0.cluster;
+        let member = cluster.current();
+        let term = cluster.term(member);
+        let Hanging { lease, ttl, was_there } =
+            self.lease_for(member, key, expect, *keep, write).await?;
         let bytes = self.0.layout.key(key);
         let condition = match expect {
             Expect::Absent => 0,
             Expect::At(version) => records::revision(version),
         };
-        let options = PutOptions::new().with_lease(lease).with_prev_key();
+        let options = PutOptions::new().with_lease(lease);
         let written = TxnOp::put(bytes.clone(), encode(value, write, ttl), Some(options));
         let compare = Compare::mod_revision(bytes, CompareOp::Equal, condition);
         let txn = Txn::new().when([compare]).and_then([written]);
-        let answer = self.transact(Effect::Write, txn).await?;
+        let answer = self.transact_at(member, Effect::Write, txn).await?;
         if !answer.succeeded() {
             // A lease that was asked for ends by itself: an earlier attempt may have put the record on it.
             return Err(conflict());
         }
-        if let Some(TxnOpResponse::Put(put)) = answer.op_responses().first() {
-            let former = put.prev_key().map_or(0, KeyValue::lease);
-            if former != lease {
-                self.revoke(former);
-            }
+        // See `touch_record`: it may have been kept alive in vain.
+        if was_there && cluster.term(member) != term {
+            let message = "the cluster has changed its leader meanwhile";
+            return Err(Error::new(Kind::Unavailable, message).retry_as(Retry::Unknown));
         }
+        if lease != 0 {
+            self.leases().insert(key.clone(), lease);
+        }
+        // The lease that it had before is left to end by itself.
         let header = answer.header().ok_or_else(odd_answer)?;
         Ok(records::version(header.revision()))
     }
 
-    /// The lease that a record is to hang on, 0 for none, and its ttl.
     async fn lease_for(
         &self,
+        member: usize,
         key: &Key,
         expect: &Expect,
         keep: Keep,
         write: &WriteId,
-    ) -> Result<(i64, Option<Duration>)> {
+    ) -> Result<Hanging> {
         match (keep, expect) {
-            (Keep::Durable, _) => Ok((0, None)),
+            (Keep::Durable, _) => Ok(Hanging { lease: 0, ttl: None, was_there: false }),
             (Keep::Ephemeral(ttl), _) => {
-                let lease = lease_of(write);
-                self.grant(lease, ttl).await?;
-                Ok((lease, Some(ttl)))
+                let lease = lease_of(write, expect);
+                let was_there = self.grant_at(member, lease, ttl).await?;
+                Ok(Hanging { lease, ttl: Some(ttl), was_there })
             }
             (Keep::Unchanged, Expect::At(version)) => match self.find(key).await? {
                 Some(kv) if records::version(kv.mod_revision()) == *version => {
@@ -258,7 +293,7 @@ impl Etcd {
                         Life::Ephemeral { ttl, .. } => Some(ttl),
                         Life::Durable => None,
                     };
-                    Ok((kv.lease(), ttl))
+                    Ok(Hanging { lease: kv.lease(), ttl, was_there: false })
                 }
                 _ => Err(conflict()),
             },
@@ -270,23 +305,48 @@ impl Etcd {
     }
 
     /// A lease that lives proves nothing about the record, and a record that is there nothing about its lease: both are
-    /// asked, at the same time.
+    /// asked, at the same time, of the same member.
+    ///
+    /// A member may still take a leader for one that the others have replaced, and keep the lease alive there in vain. The
+    /// read is answered by the leader of the term that it tells. Where the member had answered in that term before, it has
+    /// asked that very leader to keep the lease alive.
     async fn touch_record(&self, key: &Key, write: &WriteId) -> Result<Version> {
-        let mut lease = lease_of(write);
-        loop {
-            let (found, alive) = join!(self.find(key), self.keep_alive(lease));
-            let Some(kv) = found? else { return Err(lost()) };
+        let cluster = &self.0.cluster;
+        let known = self.leases().get(key).copied();
+        let mut lease = known.unwrap_or_else(|| lease_of(write, &Expect::Absent));
+        let mut was_absent = false;
+        for _ in 0..MOST_TOUCHES {
+            let member = cluster.current();
+            let term = cluster.term(member);
+            let (found, alive) =
+                join!(self.find_at(member, key), self.keep_alive_at(member, lease));
+            let Some(kv) = found? else {
+                self.leases().remove(key);
+                return Err(lost());
+            };
             let record = decode(key.clone(), &kv);
             if record.write != *write {
                 return Err(conflict());
             }
-            // Written anew on the lease that it had before.
-            if kv.lease() != lease && kv.lease() != 0 {
-                lease = kv.lease();
-                continue;
+            match kv.lease() {
+                // Somebody took it off, and nothing would end it.
+                0 => return Err(lost()),
+                other if other != lease => {
+                    lease = other;
+                    self.leases().insert(key.clone(), lease);
+                }
+                _ if alive? => {
+                    if cluster.term(member) == term {
+                        return Ok(record.version);
+                    }
+                }
+                // Of a lease that is gone the record is gone, too; a new leader may not know of either yet.
+                _ if was_absent => return Err(lost()),
+                _ => was_absent = true,
             }
-            return if alive? { Ok(record.version) } else { Err(lost()) };
         }
+        let message = "the cluster changes its leader again and again";
+        Err(Error::new(Kind::Unavailable, message).retry_as(Retry::Safe))
     }
 
     async fn delete_record(&self, key: &Key, version: &Version) -> Result<()> {
@@ -299,7 +359,13 @@ impl Etcd {
         let answer = self.transact(Effect::Write, txn).await?;
         match answer.op_responses().first() {
             Some(TxnOpResponse::Delete(deleted)) => {
-                self.revoke(deleted.prev_kvs().first().map_or(0, KeyValue::lease));
+                // Of another lease it is not known what else hangs on it. This one is for no record any more.
+                let lease = self.leases().remove(key);
+                if let (Some(lease), Some(kv)) = (lease, deleted.prev_kvs().first())
+                    && kv.lease() == lease
+                {
+                    self.revoke(lease);
+                }
                 Ok(())
             }
             Some(TxnOpResponse::Get(found)) if found.kvs().is_empty() => {
@@ -311,12 +377,18 @@ impl Etcd {
     }
 }
 
-/// The lease of the record that `write` puts: the same when that put is sent again, and known to who touches it.
-fn lease_of(write: &WriteId) -> i64 {
-    let mut hasher = DefaultHasher::new();
-    write.hash(&mut hasher);
+/// The lease for the record that `write` puts: the same when that put is sent again, and no other's, so that nothing which is
+/// late for one record concerns another.
+fn lease_of(write: &WriteId, expect: &Expect) -> i64 {
+    let version = match expect {
+        Expect::Absent => "",
+        Expect::At(version) => version.as_str(),
+    };
+    // FNV-1a, which every release computes alike: <https://datatracker.ietf.org/doc/html/draft-eastlake-fnv>.
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = write.as_str().bytes().chain(version.bytes()).fold(0xcbf2_9ce4_8422_2325, step);
     // 0 means none, and etcd takes no negative ones.
-    i64::try_from(hasher.finish() >> 1).unwrap_or(i64::MAX).max(1)
+    i64::try_from(hash >> 1).unwrap_or(i64::MAX).max(1)
 }
 
 fn is_there_already(error: &EtcdError) -> bool {

@@ -112,9 +112,7 @@ async fn leases() {
     let (granted, count) = counted.count(hand_over).await;
     assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "one slot, one grant");
     assert!(granted.token.0 > 0);
-    // Leaving takes three, and a lease of etcd is given back.
-    println!("hand-over with {waiters} waiters: {} / {}", count.round_trips, count.requests);
-    assert!(count.requests <= 8, "{count:?}");
+    assert_budget("hand-over", count, 4, 7);
 }
 
 #[tokio::test]

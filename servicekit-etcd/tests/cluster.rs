@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -71,6 +71,9 @@ struct Fleet {
     endpoints: String,
     ended: AtomicBool,
     histories: Vec<History>,
+    /// Grants that were held for longer than a ttl, and grants that nobody renewed.
+    renewed: AtomicU64,
+    expired: AtomicU64,
     /// Since when they must not be listed as up.
     removed: Mutex<BTreeMap<ServiceId, Instant>>,
 }
@@ -87,6 +90,8 @@ async fn a_cluster_that_loses_members_keeps_its_promises() {
         endpoints: cluster.endpoints(),
         ended: AtomicBool::new(false),
         histories: (0..LEASES).map(|_| History::default()).collect(),
+        renewed: AtomicU64::new(0),
+        expired: AtomicU64::new(0),
         removed: Mutex::default(),
     });
     let mut tasks = Vec::new();
@@ -115,6 +120,10 @@ async fn a_cluster_that_loses_members_keeps_its_promises() {
     }
     let longest = observer.await.unwrap();
     println!("missing for at most {longest:?}");
+    let [renewed, expired] =
+        [&fleet.renewed, &fleet.expired].map(|many| many.load(Ordering::Relaxed));
+    println!("{renewed} held for longer than a ttl, {expired} not renewed");
+    assert!(renewed > 0 && expired > 0, "{renewed} {expired}");
     for history in &fleet.histories {
         let violations = history.violations(1);
         assert!(violations.is_empty(), "{violations:#?}\n{history}");
@@ -295,11 +304,27 @@ impl Fleet {
             return history.ended(self.now(), attempt, End::Lost);
         }
         history.granted(self.now(), attempt, &granted);
+        if self.env.random.chance(0.1) {
+            // It hangs: it renews nothing, and stops in time.
+            self.env.clock.sleep_until(granted.counted_from + TTL - margin(TTL)).await;
+            history.ended(self.now(), attempt, End::Lost);
+            self.expired.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let first_end = granted.counted_from + TTL;
         let guard = Guard::keep(leases.clone(), ticket, granted, TTL, self.env.clone());
-        let work = self.pass(Duration::from_millis(self.env.random.below(400)));
+        // Most are short, so that there are many; some have to be renewed.
+        let longest = if self.env.random.chance(0.2) { TTL * 2 } else { TTL / 15 };
+        let longest = u64::try_from(longest.as_millis()).unwrap();
+        let work = self.pass(Duration::from_millis(self.env.random.below(longest)));
         match select(Box::pin(guard.lost()), Box::pin(work)).await {
             Either::Left(_) => history.ended(self.now(), attempt, End::Lost),
-            Either::Right(_) => history.ended(self.now(), attempt, End::Left),
+            Either::Right(_) => {
+                if self.now() >= first_end {
+                    self.renewed.fetch_add(1, Ordering::Relaxed);
+                }
+                history.ended(self.now(), attempt, End::Left);
+            }
         }
         drop(guard.release().await);
     }

@@ -6,7 +6,7 @@ mod common;
 
 use std::{fs, time::Duration};
 
-use etcd_client::Client;
+use etcd_client::{Client, ConnectOptions};
 use futures_util::StreamExt as _;
 use servicekit_core::{
     Env, Error, Kind, Name, Namespace, Result, Retry,
@@ -217,8 +217,16 @@ async fn a_lease_that_is_gone_is_noticed_and_its_record_too() {
     other.kv_client().delete(key, None).await.unwrap();
     assert_eq!(etcd.touch(&put.key, &put.write).await.unwrap_err().kind(), Kind::Lost);
 
-    // The record lives, on no lease of ours: a read alone would not notice that it ends.
+    // The record lives, on no lease: a read alone would not notice that it does not end.
     other.lease_client().revoke(lease).await.unwrap();
+    etcd.put(&put).await.unwrap();
+    let found = other.kv_client().get(key, None).await.unwrap();
+    other.kv_client().put(key, found.kvs()[0].value(), None).await.unwrap();
+    assert_eq!(etcd.touch(&put.key, &put.write).await.unwrap_err().kind(), Kind::Lost);
+    let there = etcd.get(&put.key).await.unwrap().unwrap();
+    etcd.delete(&there.key, &there.version).await.unwrap();
+
+    // Both are gone.
     etcd.put(&put).await.unwrap();
     other.lease_client().revoke(lease).await.unwrap();
     assert_eq!(etcd.touch(&put.key, &put.write).await.unwrap_err().kind(), Kind::Lost);
@@ -308,6 +316,33 @@ async fn a_login_that_has_expired_is_renewed_without_a_word() {
     }
     let put = put("a", Keep::Durable);
     etcd.touch(&put.key, &put.write).await.unwrap();
+}
+
+/// A token of this kind holds the revision of all users and roles, and any change of them makes it old.
+#[tokio::test]
+async fn a_user_that_is_added_disturbs_nobody() {
+    let pki = common::Pki::new();
+    let (key, public) = pki.key_pair();
+    let kind =
+        format!("jwt,pub-key={},priv-key={},sign-method=ES256", public.display(), key.display());
+    let Some(server) = server::Etcd::start_with(&["--auth-token", &kind]) else { return };
+    let place = server.endpoints();
+    common::add_users(&Client::connect([&*place], None).await.unwrap()).await;
+    let root = ConnectOptions::new().with_user("root", "hush");
+    let etcd = open(&format!("//agent:hush@{place}"), false).unwrap();
+    let backend =
+        servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), Limits::default());
+    let web = "web".parse().unwrap();
+    let session = backend.registry.open("node", Duration::from_secs(600)).await.unwrap();
+    let mut changes = backend.registry.watch(&web);
+    changes.next().await.unwrap().unwrap();
+    for i in 0..3 {
+        // Who adds one has an old token then, too.
+        let admin = Client::connect([&*place], Some(root.clone())).await.unwrap();
+        admin.auth_client().user_add(format!("u{i}"), "hush", None).await.unwrap();
+        backend.registry.beat(&session).await.unwrap();
+        backend.registry.labels().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -52,7 +52,17 @@ impl Etcd {
     /// When it does not start, or is missing although it is required.
     #[must_use]
     pub fn start() -> Option<Self> {
-        Self::start_cluster(1, None)
+        Self::start_with(&[])
+    }
+
+    /// Starts one server with more arguments.
+    ///
+    /// # Panics
+    ///
+    /// As [`Etcd::start`].
+    #[must_use]
+    pub fn start_with(arguments: &[&str]) -> Option<Self> {
+        Self::start_all(1, None, arguments)
     }
 
     /// Starts a cluster of so many members.
@@ -62,6 +72,10 @@ impl Etcd {
     /// As [`Etcd::start`].
     #[must_use]
     pub fn start_cluster(members: usize, tls: Option<&Tls>) -> Option<Self> {
+        Self::start_all(members, tls, &[])
+    }
+
+    fn start_all(members: usize, tls: Option<&Tls>, arguments: &[&str]) -> Option<Self> {
         let program = env::var_os("SERVICEKIT_ETCD").map_or_else(|| "etcd".into(), PathBuf::from);
         if !is_there(&program) {
             let advice =
@@ -75,11 +89,16 @@ impl Etcd {
             return None;
         }
         // Somebody else may take a port between the choice and the start.
-        let started = (0..5).find_map(|_| Self::try_start(&program, members, tls));
+        let started = (0..5).find_map(|_| Self::try_start(&program, members, tls, arguments));
         Some(started.expect("etcd starts"))
     }
 
-    fn try_start(program: &Path, members: usize, tls: Option<&Tls>) -> Option<Self> {
+    fn try_start(
+        program: &Path,
+        members: usize,
+        tls: Option<&Tls>,
+        arguments: &[&str],
+    ) -> Option<Self> {
         let ports = free_ports(3 * members);
         let (clients, peers) = ports.split_at(members);
         let (peers, inner) = peers.split_at(members);
@@ -102,7 +121,7 @@ impl Etcd {
             command.args(["--initial-advertise-peer-urls", &peer(gates[i].port())]);
             command.args(["--initial-cluster", &all.join(",")]);
             // What a test writes need not outlive the machine.
-            command.arg("--unsafe-no-fsync");
+            command.arg("--unsafe-no-fsync").args(arguments);
             if let Some(Tls { ca, cert, key }) = tls {
                 command.arg("--trusted-ca-file").arg(ca).arg("--client-cert-auth");
                 command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);

@@ -3,13 +3,13 @@
 mod join;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::{future::join, stream::BoxStream};
 
 use self::join::Joining;
 use super::{
@@ -50,6 +50,8 @@ struct Inner {
     oddities: Oddities,
     /// Since when tickets that no head knows of were seen as they are.
     orphans: Mutex<BTreeMap<(Label, Version), Instant>>,
+    /// Own grants' tickets as they were last, by nonce: so that leaving need not read before it deletes.
+    held: Mutex<HashMap<String, Version>>,
 }
 
 /// What a swap makes of the head.
@@ -64,8 +66,8 @@ impl Leases {
     pub(crate) fn new(store: Arc<Reliable>, namespace: &Namespace, env: Env) -> Self {
         let index = Index { group: Group::of(namespace, "leases"), store: store.clone() };
         let namespace = namespace.clone();
-        let (oddities, orphans) = (Oddities::default(), Mutex::default());
-        Self(Arc::new(Inner { store, namespace, env, index, oddities, orphans }))
+        let (oddities, orphans, held) = (Oddities::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { store, namespace, env, index, oddities, orphans, held }))
     }
 
     pub(super) fn store(&self) -> &Reliable {
@@ -190,11 +192,14 @@ impl Leases {
         let grants = head.grants.iter().filter(|grant| !grant.attended);
         let rows = grants.filter_map(|grant| queue.ticket(&grant.ticket));
         let over: Vec<_> = rows.filter(|row| row.is_over()).collect();
-        for row in &over {
-            self.delete_row(lease, row).await?;
-            head.end(&row.reference(), Ending::Expired, self.wall());
+        let mut ended = false;
+        for row in over {
+            // One that is another by now may have been claimed meanwhile.
+            if self.delete_row(lease, row).await? {
+                ended |= head.end(&row.reference(), Ending::Expired, self.wall());
+            }
         }
-        Ok(!over.is_empty())
+        Ok(ended)
     }
 
     /// Deletes tickets that the head knows nothing of: those of joins and waits that were broken off, on a store that does not
@@ -233,11 +238,12 @@ impl Leases {
         orphans.iter().filter(|row| is_over(row)).copied().collect()
     }
 
-    /// Deletes a ticket's record if it is still as it was seen.
-    async fn delete_row(&self, lease: &Label, row: &TicketRow) -> Result<()> {
+    /// Deletes a ticket's record if it is still as it was seen; whether it is gone.
+    async fn delete_row(&self, lease: &Label, row: &TicketRow) -> Result<bool> {
         match self.store().delete(&self.group(lease).key(row.name.clone()), &row.version).await {
-            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::NotFound) => Ok(()),
-            answer => answer,
+            Err(error) if error.kind() == Kind::Conflict => Ok(false),
+            Err(error) if error.kind() == Kind::NotFound => Ok(true),
+            answer => answer.map(|()| true),
         }
     }
 
@@ -312,6 +318,19 @@ impl Leases {
             }
         }
         Err(too_busy(lease))
+    }
+
+    /// Remembers the ticket of a grant of this process.
+    pub(super) fn hold(&self, ticket: &TicketRef, version: Version) {
+        self.held().insert(ticket.nonce.clone(), version);
+    }
+
+    fn let_go(&self, ticket: &TicketRef) -> Option<Version> {
+        self.held().remove(&ticket.nonce)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Version>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives others who swap the same head a chance.
@@ -474,8 +493,12 @@ impl LeaseProvider for Leases {
             Ok(standing) => standing,
             Err(error) => return Err(joining.give_up(error).await),
         };
-        if matches!(standing, Standing::Refused { .. } | Standing::Gone) {
-            self.delete_ticket(lease, &joining.ticket, None).await?;
+        match standing {
+            Standing::Granted(_) => joining.hold(),
+            Standing::Refused { .. } | Standing::Gone => {
+                self.delete_ticket(lease, &joining.ticket, None).await?;
+            }
+            Standing::Waiting { .. } => {}
         }
         Ok((public_ticket(lease, &joining.ticket), standing))
     }
@@ -493,8 +516,17 @@ impl LeaseProvider for Leases {
     async fn renew(&self, ticket: &Ticket) -> Result<()> {
         let reference = reference(ticket);
         let error = match self.touch(&ticket.lease, &reference, None).await {
+            Ok(version) => {
+                self.hold(&reference, version);
+                return Ok(());
+            }
             Err(error) if error.kind() == Kind::Conflict => error,
-            answer => return answer.map(drop),
+            Err(error) => {
+                if error.kind() == Kind::Lost {
+                    self.let_go(&reference);
+                }
+                return Err(error);
+            }
         };
         // Not what a grant's record says: it may wait, or have been evicted.
         match self.ticket(&ticket.lease, &reference).await? {
@@ -508,10 +540,21 @@ impl LeaseProvider for Leases {
 
     async fn leave(&self, ticket: &Ticket) -> Result<()> {
         let (lease, reference) = (&ticket.lease, reference(ticket));
-        let queue = self.queue(lease).await?;
-        let known = queue.ticket(&reference).map(|row| row.version.clone());
         // The ticket first: from then on nobody can renew it, and whoever comes next may settle the rest.
-        self.delete_ticket(lease, &reference, known).await?;
+        let queue = match self.let_go(&reference) {
+            held @ Some(_) => {
+                let deleting = self.delete_ticket(lease, &reference, held);
+                let (queue, deleted) = join(self.queue(lease), deleting).await;
+                deleted?;
+                queue?
+            }
+            None => {
+                let queue = self.queue(lease).await?;
+                let known = queue.ticket(&reference).map(|row| row.version.clone());
+                self.delete_ticket(lease, &reference, known).await?;
+                queue
+            }
+        };
         match self.end(lease, queue, &reference, Ending::Left).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             left => left,

@@ -104,8 +104,8 @@ impl Waiter {
                     Ok(None) => known = true,
                     Err(error) => {
                         // Whoever heard of an error wants to hear that it is over.
-                    told = None;
-                    yield Err(error);
+                        told = None;
+                        yield Err(error);
                         clock.sleep(self.leases.env().random.jitter(PAUSE, 0.5)).await;
                         continue;
                     }
@@ -278,7 +278,10 @@ impl Waiter {
         )
         .await;
         let begun = match ready {
-            Ok(touched) => touched.unwrap_or(sent),
+            Ok((version, touched)) => {
+                leases.hold(&self.ticket, version);
+                touched.unwrap_or(sent)
+            }
             // Somebody else changed it, or ended it; a slot that was taken for it is not held by anybody.
             Err(error) if matches!(error.kind(), Kind::Conflict | Kind::Lost) => {
                 self.refresh().await?;
@@ -294,19 +297,23 @@ impl Waiter {
         Ok(taken.map(|grant| granted(&grant, begun)))
     }
 
-    /// Gives the ticket the ttl of a grant; returns from when it counts, where that is later than now.
-    async fn make_ready(&self, row: &TicketRow, value: &TicketValue) -> Result<Option<Instant>> {
+    /// Gives the ticket the ttl of a grant; returns from when that counts, too, where it is later than now.
+    async fn make_ready(
+        &self,
+        row: &TicketRow,
+        value: &TicketValue,
+    ) -> Result<(Version, Option<Instant>)> {
         let Self { leases, lease, .. } = self;
         let ttl = Duration::from_millis(value.ttl_ms);
         let expect = Expect::At(row.version.clone());
         let put = leases.ticket_put(lease, &row.name, value, expect, ttl)?;
-        if let (_, true) = leases.store().put_once(&put).await? {
-            return Ok(None);
+        if let (version, true) = leases.store().put_once(&put).await? {
+            return Ok((version, None));
         }
         // An earlier claim, whose answer was lost, may have begun the ttl: begin it anew.
         let sent = leases.env().clock.now();
-        leases.touch(lease, &self.ticket, None).await?;
-        Ok(Some(sent))
+        let version = leases.touch(lease, &self.ticket, None).await?;
+        Ok((version, Some(sent)))
     }
 
     /// Deletes a ticket if nothing happened to it since it was seen, and passes on what it held.

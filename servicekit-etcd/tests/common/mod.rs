@@ -54,6 +54,16 @@ impl Pki {
         (path("pem"), path("key"))
     }
 
+    /// A key and its public half, as files.
+    pub fn key_pair(&self) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().unwrap();
+        let (private, public) =
+            (self.folder.path().join("k.key"), self.folder.path().join("k.pub"));
+        fs::write(&private, key.serialize_pem()).unwrap();
+        fs::write(&public, key.public_key_pem()).unwrap();
+        (private, public)
+    }
+
     /// What a server needs.
     pub fn server(&self) -> server::Tls {
         let (cert, key) = self.issue("server", |_| {});

@@ -97,6 +97,12 @@ impl State {
 }
 
 impl Pair {
+    /// Whether this is the pair of that client.
+    fn is(&self, client: &TcpStream) -> bool {
+        let peer = |stream: &TcpStream| stream.peer_addr().ok();
+        peer(&self.streams[0]).is_none_or(|open| Some(open) == peer(client))
+    }
+
     fn shut(&self) {
         for stream in &self.streams {
             let _ = stream.shutdown(Shutdown::Both);
@@ -129,6 +135,7 @@ fn serve(mut client: TcpStream, inner: u16, state: &Mutex<State>) -> io::Result<
     let _ = io::copy(&mut client, &mut server);
     let _ = server.shutdown(Shutdown::Both);
     let _ = answering.join();
+    lock(state).open.retain(|pair| !pair.is(&client));
     Ok(())
 }
 

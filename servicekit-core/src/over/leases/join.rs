@@ -158,6 +158,13 @@ impl<'a> Joining<'a> {
         slots_differ(self.lease, self.request.slots, has)
     }
 
+    /// Remembers the ticket, which was granted; one that was granted before may be another process's.
+    pub(super) fn hold(&self) {
+        if self.ticket.nonce == self.value.nonce {
+            self.leases.hold(&self.ticket, self.version.clone());
+        }
+    }
+
     /// Takes the ticket back after a failure, as far as that goes; it ends by itself anyway.
     pub(super) async fn give_up(&self, error: Error) -> Error {
         if self
