@@ -233,6 +233,46 @@ async fn a_lease_that_is_gone_is_noticed_and_its_record_too() {
     assert_eq!(etcd.get(&put.key).await.unwrap(), None);
 }
 
+/// It keeps a lease alive that the others let end.
+#[tokio::test]
+async fn a_renewal_that_a_replaced_leader_answers_does_not_count() {
+    const TTL: Duration = Duration::from_secs(30);
+    let Some(mut cluster) = server::Etcd::start_cluster(3, None) else { return };
+    let clock = Env::system().clock;
+    let endpoints = cluster.endpoints();
+    let endpoints: Vec<_> = endpoints.split(',').collect();
+    for round in 0..3 {
+        let leader = common::leader(&endpoints).await;
+        let mut others = endpoints.clone();
+        others.remove(leader);
+        let etcd = open(&format!("//{}", endpoints[leader]), false).unwrap();
+        let put = put(&format!("r{round}"), Keep::Ephemeral(TTL));
+        etcd.put(&put).await.unwrap();
+        etcd.touch(&put.key, &put.write).await.unwrap();
+        cluster.members()[leader].pause();
+        common::leader(&others).await;
+        // So much of what the new leader gave it is over.
+        clock.sleep(Duration::from_secs(4)).await;
+        let sent = clock.now();
+        let waking = async {
+            clock.sleep(Duration::from_millis(500)).await;
+            cluster.members()[leader].resume();
+        };
+        let (touched, ()) = futures_util::join!(etcd.touch(&put.key, &put.write), waking);
+        common::leader(&endpoints).await;
+        let Ok(_) = touched else { continue };
+        let other = Client::connect([others[0]], None).await.unwrap();
+        let key = format!("/servicekit/{}", put.key);
+        let found = other.kv_client().get(key, None).await.unwrap();
+        let lease = found.kvs()[0].lease();
+        let left = other.lease_client().time_to_live(lease, None).await.unwrap().ttl();
+        let left = Duration::from_secs(left.try_into().unwrap_or(0));
+        let since = clock.now().since(sent);
+        println!("{left:?} left after {since:?}");
+        assert!(left + since + Duration::from_millis(1500) > TTL, "{left:?} after {since:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_gap_that_compaction_made_is_closed_by_a_snapshot() {
     let Some(server) = server::Etcd::start() else { return };

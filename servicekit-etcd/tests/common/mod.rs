@@ -99,3 +99,26 @@ pub async fn add_users(client: &Client) {
     auth.user_grant_role("agent", "agent").await.unwrap();
     auth.auth_enable().await.unwrap();
 }
+
+/// Which of these members leads, as soon as one does and all answer.
+pub async fn leader(endpoints: &[&str]) -> usize {
+    let clock = servicekit_core::Env::system().clock;
+    loop {
+        let asked = endpoints.iter().map(|endpoint| async move {
+            let client = Client::connect([endpoint], None).await.ok()?;
+            let status = client.maintenance_client().status().await.ok()?;
+            Some(status.header()?.member_id() == status.leader())
+        });
+        let answers =
+            futures_util::future::try_join_all(asked.map(|asked| async { asked.await.ok_or(()) }));
+        let answers =
+            servicekit_core::clock::timeout(&*clock, std::time::Duration::from_secs(3), answers)
+                .await;
+        if let Ok(Ok(answers)) = answers
+            && let Some(leader) = answers.iter().position(|leads| *leads)
+        {
+            return leader;
+        }
+        clock.sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
