@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "waits for other processes, in real time")]
 
+mod dynamodb;
 mod gate;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use tempfile::TempDir;
 
+pub use self::dynamodb::{Call, DynamoDb};
 use self::gate::Gate;
 
 /// A cluster of etcd servers on this host, or one server alone.

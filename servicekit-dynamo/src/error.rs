@@ -1,0 +1,206 @@
+//! What DynamoDB, its SDK and the network say, as servicekit's one error: one table, and tests that hold it.
+
+use std::{error::Error as StdError, time::Duration};
+
+use aws_sdk_dynamodb::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+};
+use servicekit_core::{Error, Kind, Retry};
+
+/// Whether a request changes something: then an answer that was lost leaves it unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It only reads, or sending it twice does what sending it once does.
+    Nothing,
+    /// It may change a record.
+    Write,
+}
+
+impl Effect {
+    /// What to do after a request whose fate is not known.
+    fn unsettled(self) -> Retry {
+        match self {
+            Self::Nothing => Retry::Safe,
+            Self::Write => Retry::Unknown,
+        }
+    }
+}
+
+/// The code of a condition that did not hold.
+pub(crate) const CONDITION: &str = "ConditionalCheckFailedException";
+/// The code of a table that is not there.
+pub(crate) const NO_TABLE: &str = "ResourceNotFoundException";
+
+/// The error for a request that failed, or had no answer within `patience`.
+pub(crate) fn explain<E>(
+    error: SdkError<E, HttpResponse>,
+    effect: Effect,
+    patience: Duration,
+) -> Error
+where
+    E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    let failed = match &error {
+        SdkError::ServiceError(answer) => {
+            let (status, said) = (answer.raw().status().as_u16(), answer.err().meta());
+            // The source would say the same in many more words.
+            return from_answer(
+                status,
+                said.code().unwrap_or_default(),
+                said.message().unwrap_or_default(),
+                effect,
+            );
+        }
+        // The time-out of a connection is one of these, too.
+        SdkError::TimeoutError(_) => {
+            let message = format!("no answer within {patience:?}");
+            Error::new(Kind::Timeout, message).retry_as(effect.unsettled())
+        }
+        SdkError::ResponseError(answer) => {
+            let status = answer.raw().status().as_u16();
+            let message = format!("the answer (HTTP {status}) is not one of DynamoDB's");
+            let kind = if status >= 500 { Kind::Unavailable } else { Kind::Unexpected };
+            Error::new(kind, message).retry_as(effect.unsettled())
+        }
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => {
+            not_sent(&error).unwrap_or_else(|| {
+                let message = format!("the connection failed{}", innermost(&error));
+                Error::new(Kind::Unavailable, message).retry_as(effect.unsettled())
+            })
+        }
+        _ => Error::new(Kind::Unexpected, "the SDK failed").retry_as(effect.unsettled()),
+    };
+    failed.because(error)
+}
+
+/// The error for an answer that says no.
+fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
+    use Kind::*;
+    use Retry::{Never, Safe};
+
+    let (kind, retry, advice) = match code {
+        CONDITION => (Conflict, Never, "the record is another one by now"),
+        "ProvisionedThroughputExceededException" => {
+            (Throttled, Safe, "the table, or one of its partitions, cannot keep up")
+        }
+        "RequestLimitExceeded" => (Throttled, Safe, "the account's limit is reached"),
+        "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "SlowDown"
+        | "LimitExceededException" | "BandwidthLimitExceeded" => {
+            (Throttled, Safe, "DynamoDB asks to slow down")
+        }
+        "TransactionConflictException" | "TransactionInProgressException" => {
+            (Throttled, Safe, "somebody else's transaction holds the record")
+        }
+        "ReplicatedWriteConflictException" => {
+            (Throttled, Safe, "another Region writes the same record")
+        }
+        "ItemCollectionSizeLimitExceededException" => {
+            (Unavailable, Never, "a group is too large for an index of the table; remove that index")
+        }
+        "ValidationException" if said.to_ascii_lowercase().contains("item size") => {
+            (Invalid, Never, "the record is too large")
+        }
+        "ValidationException" if said.contains("schema") || said.contains("key element") => {
+            (Invalid, Never, "the table has another shape")
+        }
+        "ValidationException" => (Invalid, Never, "DynamoDB refuses it"),
+        NO_TABLE => (
+            Unavailable,
+            Never,
+            "there is no such table in this Region, or not yet; create it, or let servicekit do so with create=true",
+        ),
+        "ResourceInUseException" | "TableInUseException" => {
+            (Unavailable, Safe, "the table is being created, changed or deleted")
+        }
+        "AccessDeniedException" | "AccessDenied" => {
+            (Denied, Never, "these credentials may not do that; see docs/backends/dynamodb.md")
+        }
+        "ExpiredTokenException" | "ExpiredToken" => {
+            (Denied, Never, "the credentials have expired; log in again, or renew them")
+        }
+        // What the answer says of the time is known by now, and the next request is signed by it.
+        "RequestTimeTooSkewed" | "RequestExpired" => {
+            (Denied, Safe, "this host's clock is wrong; signing by DynamoDB's from now on")
+        }
+        "InvalidSignatureException" | "SignatureDoesNotMatch"
+            if said.contains("Signature expired") || said.contains("not yet current") =>
+        {
+            (Denied, Safe, "this host's clock is wrong; signing by DynamoDB's from now on")
+        }
+        "UnrecognizedClientException" | "InvalidClientTokenId" | "InvalidAccessKeyId" => {
+            (Denied, Never, "DynamoDB does not know these credentials; are they of this account?")
+        }
+        "InvalidSignatureException" | "SignatureDoesNotMatch" => {
+            (Denied, Never, "the secret key does not belong to the access key")
+        }
+        "IncompleteSignatureException" | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException" | "NotAuthorized" => {
+            (Denied, Never, "DynamoDB does not accept the credentials")
+        }
+        "OptInRequired" | "SubscriptionRequiredException" => {
+            (Denied, Never, "the account is not set up for DynamoDB in this Region")
+        }
+        "UnknownOperationException" | "SerializationException" => {
+            (Unsupported, Never, "that is no DynamoDB, or one that is too old")
+        }
+        _ if status == 503 || status == 429 && code.is_empty() => {
+            (Unavailable, effect.unsettled(), "DynamoDB cannot serve now")
+        }
+        _ if status >= 500 => (Unavailable, effect.unsettled(), "DynamoDB failed"),
+        _ if status == 403 => (Denied, Never, "DynamoDB does not accept the credentials"),
+        _ => (Unexpected, effect.unsettled_or_never(), "DynamoDB refuses it"),
+    };
+    let message = match (code, said) {
+        (CONDITION, _) | ("", "") => advice.to_owned(),
+        (code, "") => format!("{advice} ({code})"),
+        ("", said) => format!("{advice} ({said})"),
+        (code, said) => format!("{advice} ({code}: {said})"),
+    };
+    Error::new(kind, message).retry_as(retry)
+}
+
+impl Effect {
+    /// An answer that nobody knows may mean anything for a write.
+    fn unsettled_or_never(self) -> Retry {
+        match self {
+            Self::Nothing => Retry::Never,
+            Self::Write => Retry::Unknown,
+        }
+    }
+}
+
+/// The error for a request that never left: there was no connection to send it on, or nobody to sign it.
+fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
+    let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
+    let find = |words: &[&str]| {
+        let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
+        causes.any(|cause| words.iter().any(|word| cause.to_string().contains(word)))
+    };
+    if causes.any(|cause| cause.is::<aws_credential_types::provider::error::CredentialsError>()) {
+        let message = format!(
+            "no usable AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID, name a ?profile=, or give the host a role{}",
+            innermost(error)
+        );
+        return Some(Error::new(Kind::Denied, message));
+    }
+    if find(&["invalid peer certificate"]) {
+        let message = format!("the server's certificate is not trusted{}", innermost(error));
+        return Some(Error::new(Kind::Denied, message));
+    }
+    if matches!(find(&["missing region", "A region must be set", "Invalid Configuration: Missing Region"]), true) {
+        let message = "no Region: write dynamodb://REGION/TABLE, or set AWS_REGION";
+        return Some(Error::new(Kind::Invalid, message));
+    }
+    // hyper-util tells it by these words alone.
+    find(&["client error (Connect)", "HTTP connect timeout"]).then(|| {
+        let message = format!("cannot reach the server{}", innermost(error));
+        Error::new(Kind::Unavailable, message).retry_as(Retry::Safe)
+    })
+}
+
+/// The last cause in words, ready to be appended.
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let cause = std::iter::successors(error.source(), |cause| (*cause).source()).last();
+    cause.map(|cause| format!(": {cause}")).unwrap_or_default()
+}

@@ -1,0 +1,328 @@
+//! The store's contract over one table: each write one conditional request, each read consistent, each ephemeral record with
+//! the moment of its end by the store's own clock.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::{
+    Client,
+    operation::update_item::builders::UpdateItemFluentBuilder,
+    types::{AttributeValue, ReturnValue},
+};
+use futures_util::{future::try_join_all, stream::BoxStream};
+use servicekit_core::{
+    Capabilities, Env, Error, Kind, Result,
+    store::{Change, Expect, Group, Keep, Key, Life, Limits, Put, Record, Store, Version, WriteId},
+};
+
+use crate::{
+    config::Config,
+    error::Effect,
+    records::{
+        ENDS_MS, EXPIRES, GROUP, Item, KEPT, Strangers, TTL_MS, TTL_S, VALUE, VERSION, WRITE,
+        decode, encode, key_of, number, seconds, version_of,
+    },
+    table::Table,
+    watch,
+};
+
+/// An item has at most 400 kB, with the names of its attributes and all else that is in it.
+const MAX_VALUE_BYTES: usize = 400_000;
+
+/// Versions begin somewhere below this, so that a record that was deleted and made again never has one that it had before.
+const VERSIONS: u64 = 1 << 60;
+
+/// One table. Clones share one handle.
+///
+/// It connects when it is first used. Dropping the last clone closes the connections.
+#[derive(Clone)]
+pub struct Dynamo(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) env: Env,
+    pub(crate) table: Table,
+    strangers: Strangers,
+}
+
+impl Dynamo {
+    /// Prepares to use a table; nothing is sent yet. An answer may take most of one attempt of `limits`.
+    #[must_use]
+    pub fn new(config: Config, env: Env, limits: Limits) -> Self {
+        let table = Table::new(config, env.clone(), limits);
+        Self(Arc::new(Inner { env, table, strangers: Strangers::default() }))
+    }
+
+    /// Makes the table if it is missing, and waits until it can be used, for a minute at most.
+    ///
+    /// # Errors
+    ///
+    /// `Denied` and others of making it; `Invalid` for a table of another shape; `Unavailable` (safe to repeat) when it is not
+    /// ready by then. That the store cannot be reached is no error here: whoever uses it finds out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves a table that is being made, and will be ready soon.
+    pub async fn make_table(&self) -> Result<()> {
+        let made = self.0.table.make(Duration::from_secs(60)).await;
+        made.map_err(|error| error.on("dynamodb"))
+    }
+
+    /// Reads one group, page by page.
+    pub(crate) async fn read_group(&self, group: &Group) -> Result<Vec<Record>> {
+        let Inner { table, strangers, .. } = &*self.0;
+        let (client, _) = table.open().await?;
+        let mut records = Vec::new();
+        let mut start: Option<Item> = None;
+        loop {
+            let query = client
+                .query()
+                .table_name(&table.config.table)
+                .consistent_read(true)
+                .key_condition_expression("#group = :group")
+                .expression_attribute_names("#group", GROUP)
+                .expression_attribute_values(":group", AttributeValue::S(group.as_str().to_owned()))
+                .set_exclusive_start_key(start);
+            let page = table.ask(Effect::Nothing, query.send()).await?;
+            let now = table.clock.now();
+            let here = |item: &Item| Some(decode(strangers.key(group, item)?, item, now));
+            records.extend(page.items().iter().filter_map(here));
+            start = page.last_evaluated_key;
+            if start.as_ref().is_none_or(Item::is_empty) {
+                return Ok(records);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Dynamo {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            linearizable: true,
+            multi_host: true,
+            server_expiry: false,
+            push_watch: false,
+            max_value_bytes: MAX_VALUE_BYTES,
+            // The store's clock is known to a second, and better after a few answers.
+            min_ttl: Duration::from_secs(3),
+        }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Record>> {
+        let found = self.find(key).await.map_err(on("get", key))?;
+        Ok(found.map(|item| decode(key.clone(), &item, self.0.table.clock.now())))
+    }
+
+    async fn put(&self, put: &Put) -> Result<Version> {
+        self.put_record(put).await.map_err(on("put", &put.key))
+    }
+
+    async fn touch(&self, key: &Key, write: &WriteId) -> Result<Version> {
+        self.touch_record(key, write).await.map_err(on("touch", key))
+    }
+
+    async fn delete(&self, key: &Key, version: &Version) -> Result<()> {
+        self.delete_record(key, version).await.map_err(on("delete", key))
+    }
+
+    async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
+        let read = groups.iter().map(async |group| {
+            self.read_group(group).await.map_err(on("list", group))
+        });
+        let mut records = try_join_all(read).await?.concat();
+        records.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(records)
+    }
+
+    fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {
+        watch::follow_group(self.clone(), group.clone())
+    }
+}
+
+impl Dynamo {
+    async fn find(&self, key: &Key) -> Result<Option<Item>> {
+        let table = &self.0.table;
+        let (client, _) = table.open().await?;
+        let get = client
+            .get_item()
+            .table_name(&table.config.table)
+            .set_key(Some(key_of(key)))
+            .consistent_read(true);
+        Ok(table.ask(Effect::Nothing, get.send()).await?.item)
+    }
+
+    /// The client, for a write to a record.
+    async fn open_for(&self, key: &Key) -> Result<&Client> {
+        let (client, seen) = self.0.table.open().await?;
+        match &seen.no_leases {
+            Some(why) if is_of_a_lease(&key.group) => Err(Error::new(Kind::Unsupported, why)),
+            _ => Ok(client),
+        }
+    }
+
+    async fn put_record(&self, put: &Put) -> Result<Version> {
+        let Put { key, value, expect, keep, write } = put;
+        if value.len() > MAX_VALUE_BYTES {
+            let message = format!("{} bytes; at most {MAX_VALUE_BYTES} fit", value.len());
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let client = self.open_for(key).await?;
+        let version = self.0.env.random.below(VERSIONS).to_string();
+        let mut update = self
+            .update(client, key)
+            .expression_attribute_names("#value", VALUE)
+            .expression_attribute_values(":value", encode(value))
+            .expression_attribute_names("#write", WRITE)
+            .expression_attribute_values(":write", AttributeValue::S(write.to_string()))
+            .expression_attribute_values(":drawn", number(&version));
+        let mut sets = "SET #value = :value, #write = :write, #version = :drawn".to_owned();
+        match keep {
+            Keep::Unchanged if *expect == Expect::Absent => {
+                let message = "a record that is not there has no time to keep";
+                return Err(Error::new(Kind::Invalid, message));
+            }
+            Keep::Unchanged => {}
+            Keep::Durable => {
+                sets += " REMOVE #ttl, #ttl_s, #ends, #expires";
+                update = name_life(update);
+            }
+            Keep::Ephemeral(ttl) => {
+                let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+                let now = self.0.table.clock.now();
+                let expires = later(now).saturating_add(seconds(*ttl));
+                sets += ", #ttl = :ttl, #ttl_s = :ttl_s, #ends = :ends, #expires = :expires";
+                update = name_life(update)
+                    .expression_attribute_values(":ttl", number(ttl_ms))
+                    .expression_attribute_values(":ttl_s", number(seconds(*ttl)))
+                    .expression_attribute_values(":ends", number(now.saturating_add(ttl_ms)))
+                    .expression_attribute_values(":expires", number(expires));
+            }
+        }
+        let update = match expect {
+            Expect::Absent => update
+                .condition_expression("attribute_not_exists(#group)")
+                .expression_attribute_names("#group", GROUP),
+            Expect::At(expected) => {
+                let (condition, name, value) = at(expected);
+                let update = update
+                    .condition_expression(condition)
+                    .expression_attribute_values(name, value);
+                if condition.contains("#group") {
+                    update.expression_attribute_names("#group", GROUP)
+                } else {
+                    update
+                }
+            }
+        };
+        self.0.table.ask(Effect::Write, update.update_expression(sets).send()).await?;
+        Ok(Version::new(version))
+    }
+
+    /// Sending it twice does what sending it once does, but for the version, which nobody was told then.
+    async fn touch_record(&self, key: &Key, write: &WriteId) -> Result<Version> {
+        let client = self.open_for(key).await?;
+        let now = self.0.table.clock.now();
+        let update = name_life(self.update(client, key))
+            .update_expression(
+                "SET #version = #version + :one, #ends = :now + #ttl, #expires = :later + #ttl_s",
+            )
+            .condition_expression("#write = :write AND attribute_exists(#ttl)")
+            .expression_attribute_names("#write", WRITE)
+            .expression_attribute_values(":write", AttributeValue::S(write.to_string()))
+            .expression_attribute_values(":one", number(1))
+            .expression_attribute_values(":now", number(now))
+            .expression_attribute_values(":later", number(later(now)))
+            .return_values(ReturnValue::UpdatedNew);
+        match self.0.table.ask(Effect::Nothing, update.send()).await {
+            Ok(answer) => answer.attributes.as_ref().map(version_of).ok_or_else(odd_answer),
+            Err(error) if error.kind() == Kind::Conflict => match self.find(key).await? {
+                None => Err(Error::new(Kind::Lost, "the record has ended")),
+                Some(item) => {
+                    let record = decode(key.clone(), &item, now);
+                    if record.write == *write && record.life == Life::Durable {
+                        return Err(Error::new(Kind::Invalid, "a durable record needs no touch"));
+                    }
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_record(&self, key: &Key, version: &Version) -> Result<()> {
+        let client = self.open_for(key).await?;
+        let (condition, name, value) = at(version);
+        let mut delete = client
+            .delete_item()
+            .table_name(&self.0.table.config.table)
+            .set_key(Some(key_of(key)))
+            .condition_expression(condition)
+            .expression_attribute_names("#version", VERSION)
+            .expression_attribute_values(name, value);
+        if condition.contains("#group") {
+            delete = delete.expression_attribute_names("#group", GROUP);
+        }
+        let Err(error) = self.0.table.ask(Effect::Write, delete.send()).await else {
+            return Ok(());
+        };
+        match error.kind() {
+            Kind::Conflict if self.find(key).await?.is_none() => {
+                Err(Error::new(Kind::NotFound, "there is no such record"))
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn update(&self, client: &Client, key: &Key) -> UpdateItemFluentBuilder {
+        client
+            .update_item()
+            .table_name(&self.0.table.config.table)
+            .set_key(Some(key_of(key)))
+            .expression_attribute_names("#version", VERSION)
+    }
+}
+
+/// The condition that a record is at this version; what others wrote without one has the empty version.
+fn at(version: &Version) -> (&'static str, &'static str, AttributeValue) {
+    match version.as_str() {
+        "" => (
+            "attribute_exists(#group) AND NOT attribute_type(#version, :number)",
+            ":number",
+            AttributeValue::S("N".into()),
+        ),
+        version => ("#version = :expected", ":expected", number(version)),
+    }
+}
+
+fn name_life(update: UpdateItemFluentBuilder) -> UpdateItemFluentBuilder {
+    update
+        .expression_attribute_names("#ttl", TTL_MS)
+        .expression_attribute_names("#ttl_s", TTL_S)
+        .expression_attribute_names("#ends", ENDS_MS)
+        .expression_attribute_names("#expires", EXPIRES)
+}
+
+/// When DynamoDB may remove what ends at `now`, in seconds since 1970.
+fn later(now: i64) -> u64 {
+    u64::try_from(now / 1000).unwrap_or(0).saturating_add(KEPT.as_secs())
+}
+
+/// Whether leases are kept in a group: what must not be written in two Regions.
+fn is_of_a_lease(group: &Group) -> bool {
+    group.as_str().split('/').nth(1) == Some("lease")
+}
+
+fn odd_answer() -> Error {
+    Error::new(Kind::Unexpected, "the answer is not one to this request")
+}
+
+/// Names what was done, and to what.
+fn on(operation: &'static str, what: &impl fmt::Display) -> impl FnOnce(Error) -> Error {
+    move |error| error.on("dynamodb").during(operation).at(what)
+}
+
+impl fmt::Debug for Dynamo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dynamo").field(&self.0.table).finish()
+    }
+}

@@ -1,0 +1,277 @@
+//! The one table: the client that reaches it, and the look at its shape before it is first used.
+
+use std::{fmt, future::Future, time::Duration};
+
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_dynamodb::{
+    Client,
+    config::{Builder, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
+    error::{ProvideErrorMetadata as _, SdkError},
+    operation::describe_table::DescribeTableError,
+    types::{
+        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+        TableDescription, TableStatus, TimeToLiveSpecification,
+    },
+};
+use servicekit_core::{Env, Error, Kind, Result, Retry, store::Limits};
+use tokio::sync::OnceCell;
+
+use crate::{
+    config::Config,
+    error::{Effect, NO_TABLE, explain},
+    records::{EXPIRES, GROUP, NAME},
+    time::StoreClock,
+};
+
+/// The connection to one table; it is made, and the table looked at, when it is first used.
+pub(crate) struct Table {
+    pub(crate) config: Config,
+    pub(crate) clock: StoreClock,
+    env: Env,
+    /// How long an answer may take; less than the wrapper gives an attempt, so that the answer tells why.
+    patience: Duration,
+    client: OnceCell<Client>,
+    seen: OnceCell<Seen>,
+}
+
+/// What a look at the table told.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Why leases must not be used, on a table with replicas in several Regions.
+    pub(crate) no_leases: Option<String>,
+}
+
+/// How often a table that is being made is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Table {
+    pub(crate) fn new(config: Config, env: Env, limits: Limits) -> Self {
+        let clock = StoreClock::new(env.clock.clone());
+        let patience = limits.attempt.mul_f64(0.8);
+        Self { config, clock, env, patience, client: OnceCell::new(), seen: OnceCell::new() }
+    }
+
+    /// The client, for a table that was found to be fit for use.
+    ///
+    /// The look also tells the store's time, before anything is written in terms of it.
+    pub(crate) async fn open(&self) -> Result<(&Client, &Seen)> {
+        let client = self.client().await;
+        let seen = self.seen.get_or_try_init(|| self.look(client)).await?;
+        Ok((client, seen))
+    }
+
+    pub(crate) async fn client(&self) -> &Client {
+        self.client.get_or_init(|| Box::pin(self.connect())).await
+    }
+
+    /// Sends one request.
+    pub(crate) async fn ask<T, E>(
+        &self,
+        effect: Effect,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
+    ) -> Result<T>
+    where
+        E: std::error::Error + aws_sdk_dynamodb::error::ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        // The futures of the SDK are large.
+        Box::pin(request).await.map_err(|error| explain(error, effect, self.patience))
+    }
+
+    /// How long an answer may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Makes the table if it is missing and wanted, and waits for at most `longest` until it can be used.
+    ///
+    /// # Errors
+    ///
+    /// Those of making it. That the store cannot be reached is found out by whoever uses it.
+    pub(crate) async fn make(&self, longest: Duration) -> Result<()> {
+        let clock = &*self.env.clock;
+        let deadline = clock.now() + longest;
+        loop {
+            match self.open().await {
+                Err(error) if is_under_way(&error) && clock.now() + LOOK < deadline => {
+                    clock.sleep(LOOK).await;
+                }
+                Err(error) if error.is_transient() && !is_under_way(&error) => return Ok(()),
+                answer => return answer.map(drop),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Client {
+        let Config { region, endpoint, profile, sdk, .. } = &self.config;
+        let shared = if let Some(sdk) = sdk {
+            sdk.clone()
+        } else {
+            let mut loader = aws_config::defaults(BehaviorVersion::latest());
+            // So that nobody else is asked for it.
+            if let Some(region) = region {
+                loader = loader.region(Region::new(region.clone()));
+            }
+            if let Some(profile) = profile {
+                loader = loader.profile_name(profile);
+            }
+            Box::pin(loader.load()).await
+        };
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(self.patience).operation_timeout(self.patience);
+        let mut config = Builder::from(&shared)
+            .timeout_config(timeouts.build())
+            // Core's wrapper sends again what may be sent again, knows how long it may take, and settles what is unknown. Two
+            // that repeat would multiply a crowd's load on a table that is throttled already.
+            .retry_config(RetryConfig::disabled())
+            .interceptor(self.clock.clone());
+        if let Some(region) = region {
+            config = config.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        Client::from_conf(config.build())
+    }
+
+    async fn look(&self, client: &Client) -> Result<Seen> {
+        let described = client.describe_table().table_name(&self.config.table).send();
+        let description = match Box::pin(described).await {
+            Ok(answer) => answer.table,
+            Err(error) if self.config.create && is_missing(&error) => {
+                self.create(client).await?;
+                return Err(under_way("the table is being made"));
+            }
+            Err(error) => return Err(explain(error, Effect::Nothing, self.patience)),
+        };
+        let Some(table) = description else {
+            return Err(Error::new(Kind::Unexpected, "the answer describes no table"));
+        };
+        match table.table_status() {
+            Some(TableStatus::Creating) => {
+                return Err(under_way("the table is being made"));
+            }
+            Some(TableStatus::Deleting) => {
+                return Err(under_way("the table is being deleted"));
+            }
+            _ => {}
+        }
+        if let Some(difference) = difference(&table) {
+            let message = format!(
+                "the table {:?} has another shape: {difference}; name another one, and create=true makes it",
+                self.config.table
+            );
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        if self.config.create {
+            self.switch_expiry_on(client).await;
+        }
+        Ok(Seen { no_leases: self.no_leases(client, &table) })
+    }
+
+    async fn create(&self, client: &Client) -> Result<()> {
+        let odd = |error| Error::new(Kind::Unexpected, "no table can be described").because(error);
+        let mut create = client
+            .create_table()
+            .table_name(&self.config.table)
+            .billing_mode(BillingMode::PayPerRequest);
+        for (name, key_type) in KEYS {
+            let attribute = AttributeDefinition::builder()
+                .attribute_name(name)
+                .attribute_type(ScalarAttributeType::S);
+            let key = KeySchemaElement::builder().attribute_name(name).key_type(key_type);
+            create = create
+                .attribute_definitions(attribute.build().map_err(odd)?)
+                .key_schema(key.build().map_err(odd)?);
+        }
+        match self.ask(Effect::Nothing, create.send()).await {
+            Ok(_) => {
+                tracing::info!(table = self.config.table, "made the table");
+                Ok(())
+            }
+            // By somebody else, at the same time.
+            Err(error) if error.message().contains("ResourceInUse") => Ok(()),
+            Err(error) => Err(error.during("create the table")),
+        }
+    }
+
+    /// Lets DynamoDB remove what is over for long. Without it the table only grows; a doctor tells.
+    async fn switch_expiry_on(&self, client: &Client) {
+        let table = &self.config.table;
+        let described =
+            self.ask(Effect::Nothing, client.describe_time_to_live().table_name(table).send()).await;
+        let is_on = described.as_ref().is_ok_and(|answer| {
+            let told = answer.time_to_live_description();
+            told.is_some_and(|told| told.attribute_name().is_some())
+        });
+        if is_on {
+            return;
+        }
+        let wanted = TimeToLiveSpecification::builder().enabled(true).attribute_name(EXPIRES).build();
+        let Ok(wanted) = wanted else { return };
+        let update = client.update_time_to_live().table_name(table).time_to_live_specification(wanted);
+        if let Err(error) = self.ask(Effect::Nothing, update.send()).await {
+            tracing::warn!(%error, table, "the table's time to live could not be switched on");
+        }
+    }
+
+    /// Replicas take the last writer's word, and two Regions would each grant the same lease.
+    fn no_leases(&self, client: &Client, table: &TableDescription) -> Option<String> {
+        let regions: Vec<_> = table.replicas().iter().filter_map(|r| r.region_name()).collect();
+        if regions.is_empty() {
+            return None;
+        }
+        let here = client.config().region().map_or("", Region::as_ref);
+        if self.config.leases_region.as_deref() == Some(here) {
+            return None;
+        }
+        let others = regions.join(", ");
+        Some(match &self.config.leases_region {
+            None => format!(
+                "the table has replicas ({others}), and the last writer wins between Regions: name the one Region that \
+                 may use leases, in every address, with &leases-region="
+            ),
+            Some(named) => format!("leases of this table are for processes in {named} alone; this is {here}"),
+        })
+    }
+}
+
+/// The key of the table.
+const KEYS: [(&str, KeyType); 2] = [(GROUP, KeyType::Hash), (NAME, KeyType::Range)];
+
+/// What is other than it has to be.
+fn difference(table: &TableDescription) -> Option<String> {
+    let found: Vec<_> = table
+        .key_schema()
+        .iter()
+        .map(|key| {
+            let name = key.attribute_name();
+            let mut defined = table.attribute_definitions().iter();
+            let kind = defined.find(|attribute| attribute.attribute_name() == name);
+            let kind = kind.map_or("?", |attribute| attribute.attribute_type().as_str());
+            format!("{name} {kind} {}", key.key_type().as_str())
+        })
+        .collect();
+    let wanted = KEYS.map(|(name, kind)| format!("{name} S {}", kind.as_str()));
+    (found != wanted)
+        .then(|| format!("its key is ({}), not ({})", found.join(", "), wanted.join(", ")))
+}
+
+fn is_missing(error: &SdkError<DescribeTableError, HttpResponse>) -> bool {
+    error.code() == Some(NO_TABLE)
+}
+
+fn under_way(message: &str) -> Error {
+    Error::new(Kind::Unavailable, format!("{message}; {AGAIN}")).retry_as(Retry::Safe)
+}
+
+const AGAIN: &str = "try again in a moment";
+
+fn is_under_way(error: &Error) -> bool {
+    error.message().ends_with(AGAIN)
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("config", &self.config).finish_non_exhaustive()
+    }
+}
