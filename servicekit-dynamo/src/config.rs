@@ -91,10 +91,13 @@ impl Config {
         self.create = match create.as_deref() {
             None | Some("false") => false,
             Some("true") => true,
-            Some(other) => return Err(invalid(format!("`create` is true or false, not {other:?}"))),
+            Some(other) => {
+                return Err(invalid(format!("`create` is true or false, not {other:?}")));
+            }
         };
         if let Some(endpoint) = &self.endpoint {
-            let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+            let host =
+                endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
             if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
                 return Err(invalid("`endpoint` is a URL, such as http://localhost:8000"));
             }

@@ -63,12 +63,11 @@ where
             let kind = if status >= 500 { Kind::Unavailable } else { Kind::Unexpected };
             Error::new(kind, message).retry_as(effect.unsettled())
         }
-        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => {
-            not_sent(&error).unwrap_or_else(|| {
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => not_sent(&error)
+            .unwrap_or_else(|| {
                 let message = format!("the connection failed{}", innermost(&error));
                 Error::new(Kind::Unavailable, message).retry_as(effect.unsettled())
-            })
-        }
+            }),
         _ => Error::new(Kind::Unexpected, "the SDK failed").retry_as(effect.unsettled()),
     };
     failed.because(error)
@@ -85,19 +84,23 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
             (Throttled, Safe, "the table, or one of its partitions, cannot keep up")
         }
         "RequestLimitExceeded" => (Throttled, Safe, "the account's limit is reached"),
-        "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "SlowDown"
-        | "LimitExceededException" | "BandwidthLimitExceeded" => {
-            (Throttled, Safe, "DynamoDB asks to slow down")
-        }
+        "ThrottlingException"
+        | "Throttling"
+        | "TooManyRequestsException"
+        | "SlowDown"
+        | "LimitExceededException"
+        | "BandwidthLimitExceeded" => (Throttled, Safe, "DynamoDB asks to slow down"),
         "TransactionConflictException" | "TransactionInProgressException" => {
             (Throttled, Safe, "somebody else's transaction holds the record")
         }
         "ReplicatedWriteConflictException" => {
             (Throttled, Safe, "another Region writes the same record")
         }
-        "ItemCollectionSizeLimitExceededException" => {
-            (Unavailable, Never, "a group is too large for an index of the table; remove that index")
-        }
+        "ItemCollectionSizeLimitExceededException" => (
+            Unavailable,
+            Never,
+            "a group is too large for an index of the table; remove that index",
+        ),
         "ValidationException" if said.to_ascii_lowercase().contains("item size") => {
             (Invalid, Never, "the record is too large")
         }
@@ -134,10 +137,10 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
         "InvalidSignatureException" | "SignatureDoesNotMatch" => {
             (Denied, Never, "the secret key does not belong to the access key")
         }
-        "IncompleteSignatureException" | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException" | "NotAuthorized" => {
-            (Denied, Never, "DynamoDB does not accept the credentials")
-        }
+        "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "NotAuthorized" => (Denied, Never, "DynamoDB does not accept the credentials"),
         "OptInRequired" | "SubscriptionRequiredException" => {
             (Denied, Never, "the account is not set up for DynamoDB in this Region")
         }
@@ -188,7 +191,10 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
         let message = format!("the server's certificate is not trusted{}", innermost(error));
         return Some(Error::new(Kind::Denied, message));
     }
-    if matches!(find(&["missing region", "A region must be set", "Invalid Configuration: Missing Region"]), true) {
+    if matches!(
+        find(&["missing region", "A region must be set", "Invalid Configuration: Missing Region"]),
+        true
+    ) {
         let message = "no Region: write dynamodb://REGION/TABLE, or set AWS_REGION";
         return Some(Error::new(Kind::Invalid, message));
     }

@@ -83,7 +83,7 @@ impl Dynamo {
                 .expression_attribute_values(":group", AttributeValue::S(group.as_str().to_owned()))
                 .set_exclusive_start_key(start);
             let page = table.ask(Effect::Nothing, query.send()).await?;
-            let now = table.clock.now();
+            let now = table.clock.earliest();
             let here = |item: &Item| Some(decode(strangers.key(group, item)?, item, now));
             records.extend(page.items().iter().filter_map(here));
             start = page.last_evaluated_key;
@@ -103,14 +103,14 @@ impl Store for Dynamo {
             server_expiry: false,
             push_watch: false,
             max_value_bytes: MAX_VALUE_BYTES,
-            // The store's clock is known to a second, and better after a few answers.
-            min_ttl: Duration::from_secs(3),
+            // The store's clock is known to a second, and better after a few answers; followers look every second or two.
+            min_ttl: Duration::from_secs(5),
         }
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         let found = self.find(key).await.map_err(on("get", key))?;
-        Ok(found.map(|item| decode(key.clone(), &item, self.0.table.clock.now())))
+        Ok(found.map(|item| decode(key.clone(), &item, self.0.table.clock.earliest())))
     }
 
     async fn put(&self, put: &Put) -> Result<Version> {
@@ -126,9 +126,9 @@ impl Store for Dynamo {
     }
 
     async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
-        let read = groups.iter().map(async |group| {
-            self.read_group(group).await.map_err(on("list", group))
-        });
+        let read = groups
+            .iter()
+            .map(async |group| self.read_group(group).await.map_err(on("list", group)));
         let mut records = try_join_all(read).await?.concat();
         records.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(records)
@@ -188,7 +188,7 @@ impl Dynamo {
             }
             Keep::Ephemeral(ttl) => {
                 let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-                let now = self.0.table.clock.now();
+                let now = self.0.table.clock.latest();
                 let expires = later(now).saturating_add(seconds(*ttl));
                 sets += ", #ttl = :ttl, #ttl_s = :ttl_s, #ends = :ends, #expires = :expires";
                 update = name_life(update)
@@ -204,9 +204,8 @@ impl Dynamo {
                 .expression_attribute_names("#group", GROUP),
             Expect::At(expected) => {
                 let (condition, name, value) = at(expected);
-                let update = update
-                    .condition_expression(condition)
-                    .expression_attribute_values(name, value);
+                let update =
+                    update.condition_expression(condition).expression_attribute_values(name, value);
                 if condition.contains("#group") {
                     update.expression_attribute_names("#group", GROUP)
                 } else {
@@ -221,7 +220,7 @@ impl Dynamo {
     /// Sending it twice does what sending it once does, but for the version, which nobody was told then.
     async fn touch_record(&self, key: &Key, write: &WriteId) -> Result<Version> {
         let client = self.open_for(key).await?;
-        let now = self.0.table.clock.now();
+        let now = self.0.table.clock.latest();
         let update = name_life(self.update(client, key))
             .update_expression(
                 "SET #version = #version + :one, #ends = :now + #ttl, #expires = :later + #ttl_s",

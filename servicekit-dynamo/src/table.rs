@@ -71,7 +71,11 @@ impl Table {
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
     ) -> Result<T>
     where
-        E: std::error::Error + aws_sdk_dynamodb::error::ProvideErrorMetadata + Send + Sync + 'static,
+        E: std::error::Error
+            + aws_sdk_dynamodb::error::ProvideErrorMetadata
+            + Send
+            + Sync
+            + 'static,
     {
         // The futures of the SDK are large.
         Box::pin(request).await.map_err(|error| explain(error, effect, self.patience))
@@ -116,8 +120,9 @@ impl Table {
             }
             Box::pin(loader.load()).await
         };
-        let timeouts =
-            TimeoutConfig::builder().connect_timeout(self.patience).operation_timeout(self.patience);
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(self.patience)
+            .operation_timeout(self.patience);
         let mut config = Builder::from(&shared)
             .timeout_config(timeouts.build())
             // Core's wrapper sends again what may be sent again, knows how long it may take, and settles what is unknown. Two
@@ -197,8 +202,9 @@ impl Table {
     /// Lets DynamoDB remove what is over for long. Without it the table only grows; a doctor tells.
     async fn switch_expiry_on(&self, client: &Client) {
         let table = &self.config.table;
-        let described =
-            self.ask(Effect::Nothing, client.describe_time_to_live().table_name(table).send()).await;
+        let described = self
+            .ask(Effect::Nothing, client.describe_time_to_live().table_name(table).send())
+            .await;
         let is_on = described.as_ref().is_ok_and(|answer| {
             let told = answer.time_to_live_description();
             told.is_some_and(|told| told.attribute_name().is_some())
@@ -206,9 +212,11 @@ impl Table {
         if is_on {
             return;
         }
-        let wanted = TimeToLiveSpecification::builder().enabled(true).attribute_name(EXPIRES).build();
+        let wanted =
+            TimeToLiveSpecification::builder().enabled(true).attribute_name(EXPIRES).build();
         let Ok(wanted) = wanted else { return };
-        let update = client.update_time_to_live().table_name(table).time_to_live_specification(wanted);
+        let update =
+            client.update_time_to_live().table_name(table).time_to_live_specification(wanted);
         if let Err(error) = self.ask(Effect::Nothing, update.send()).await {
             tracing::warn!(%error, table, "the table's time to live could not be switched on");
         }
@@ -230,7 +238,9 @@ impl Table {
                 "the table has replicas ({others}), and the last writer wins between Regions: name the one Region that \
                  may use leases, in every address, with &leases-region="
             ),
-            Some(named) => format!("leases of this table are for processes in {named} alone; this is {here}"),
+            Some(named) => {
+                format!("leases of this table are for processes in {named} alone; this is {here}")
+            }
         })
     }
 }

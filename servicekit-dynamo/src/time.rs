@@ -46,28 +46,41 @@ impl StoreClock {
         Self { clock, known: Arc::default() }
     }
 
-    /// Milliseconds since 1970, as the store counts them; by this host's clock as long as no answer told.
-    pub(crate) fn now(&self) -> i64 {
-        let known = *self.lock();
-        match known {
-            Some(Bounds { least, most, .. }) => {
-                millis(self.clock.now()) + least + (most - least) / 2
-            }
-            None => i64::try_from(self.clock.wall().as_millis()).unwrap_or(i64::MAX),
+    /// The earliest that it may be by the store's clock, in milliseconds since 1970: what has not ended by then is there.
+    pub(crate) fn earliest(&self) -> i64 {
+        self.now(|known| known.least)
+    }
+
+    /// The latest that it may be: a ttl that begins then is no shorter than it should be.
+    pub(crate) fn latest(&self) -> i64 {
+        self.now(|known| known.most)
+    }
+
+    /// By this host's clock as long as no answer told.
+    fn now(&self, offset: impl FnOnce(&Bounds) -> i64) -> i64 {
+        match &*self.lock() {
+            Some(known) => millis(self.clock.now()) + offset(known),
+            None => self.wall(),
         }
+    }
+
+    fn wall(&self) -> i64 {
+        i64::try_from(self.clock.wall().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// How far this host's clock is ahead of the store's, in milliseconds; `None` when no answer told the time.
     pub(crate) fn ahead(&self) -> Option<i64> {
         (*self.lock())?;
-        let wall = i64::try_from(self.clock.wall().as_millis()).unwrap_or(i64::MAX);
-        Some(wall - self.now())
+        Some(self.wall() - self.now(|known| known.least.midpoint(known.most)))
     }
 
     /// Takes in that the store's clock showed the second that begins at `date`, at a moment between these two.
     fn learn(&self, date: i64, sent: Instant, received: Instant) {
-        let told =
-            Bounds { least: date - millis(received), most: date + 1000 - millis(sent), as_of: received };
+        let told = Bounds {
+            least: date - millis(received),
+            most: date + 1000 - millis(sent),
+            as_of: received,
+        };
         let mut known = self.lock();
         // Two that have nothing in common: the store's clock was set.
         *known = known.and_then(|known| known.narrowed(told)).or(Some(told));

@@ -27,11 +27,11 @@ pub(crate) fn follow_group(dynamo: Dynamo, group: Group) -> BoxStream<'static, R
     let read = {
         let shortest_ttl = shortest_ttl.clone();
         move || {
-            let (dynamo, group, shortest_ttl) = (dynamo.clone(), group.clone(), shortest_ttl.clone());
+            let (dynamo, group, shortest_ttl) =
+                (dynamo.clone(), group.clone(), shortest_ttl.clone());
             async move {
-                let on = |error: servicekit_core::Error| {
-                    error.on("dynamodb").during("watch").at(&group)
-                };
+                let on =
+                    |error: servicekit_core::Error| error.on("dynamodb").during("watch").at(&group);
                 let records = dynamo.read_group(&group).await.map_err(on)?;
                 let ttls = records.iter().filter_map(ttl);
                 shortest_ttl.store(ttls.min().unwrap_or(u64::MAX), Ordering::Relaxed);

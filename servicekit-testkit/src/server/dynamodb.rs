@@ -98,7 +98,11 @@ impl DynamoDb {
                 return None;
             }
             let said = || fs::read_to_string(&log).unwrap_or_default();
-            assert!(begun.elapsed() < PATIENCE, "it does not listen after {PATIENCE:?}: {}", said());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "it does not listen after {PATIENCE:?}: {}",
+                said()
+            );
             thread::sleep(Duration::from_millis(20));
         }
         let shared = Arc::default();
@@ -171,7 +175,7 @@ fn pass(client: TcpStream, inner: u16, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// A message of HTTP/1.1 with a body of known length, as both sides send them.
+/// A message of HTTP/1.1, its body in one piece.
 struct Message {
     head: Vec<String>,
     body: Vec<u8>,
@@ -191,10 +195,23 @@ impl Message {
             }
         }
         let mut message = Self { head, body: Vec::new() };
-        let length = message.header("content-length").and_then(|length| length.parse().ok());
-        message.body.resize(length.unwrap_or(0), 0);
-        from.read_exact(&mut message.body)?;
+        if message.header("transfer-encoding").is_some() {
+            while let length @ 1.. = chunk_length(from)? {
+                message.read_body(from, length)?;
+                from.read_line(&mut String::new())?;
+            }
+            from.read_line(&mut String::new())?;
+        } else {
+            let length = message.header("content-length").and_then(|length| length.parse().ok());
+            message.read_body(from, length.unwrap_or(0))?;
+        }
         Ok(Some(message))
+    }
+
+    fn read_body(&mut self, from: &mut BufReader<TcpStream>, length: usize) -> io::Result<()> {
+        let begin = self.body.len();
+        self.body.resize(begin + length, 0);
+        from.read_exact(&mut self.body[begin..])
     }
 
     fn header(&self, wanted: &str) -> Option<String> {
@@ -204,9 +221,12 @@ impl Message {
     }
 
     fn write(&self, to: &mut TcpStream) -> io::Result<()> {
-        let is_length = |line: &&String| line.to_ascii_lowercase().starts_with("content-length:");
+        let is_framing = |line: &&String| {
+            let line = line.to_ascii_lowercase();
+            line.starts_with("content-length:") || line.starts_with("transfer-encoding:")
+        };
         let mut bytes = Vec::new();
-        for line in self.head.iter().filter(|line| !is_length(line)) {
+        for line in self.head.iter().filter(|line| !is_framing(line)) {
             write!(bytes, "{line}\r\n")?;
         }
         write!(bytes, "Content-Length: {}\r\n\r\n", self.body.len())?;
@@ -215,9 +235,16 @@ impl Message {
     }
 }
 
+fn chunk_length(from: &mut BufReader<TcpStream>) -> io::Result<usize> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)
+}
+
 /// The capacity units that an answer tells.
 fn units(body: &[u8]) -> f64 {
-    let answer: HashMap<String, serde_json::Value> = serde_json::from_slice(body).unwrap_or_default();
+    let answer: HashMap<String, serde_json::Value> =
+        serde_json::from_slice(body).unwrap_or_default();
     answer.get("ConsumedCapacity").and_then(|used| used["CapacityUnits"].as_f64()).unwrap_or(0.0)
 }
 
@@ -247,7 +274,11 @@ fn date(ahead: i64) -> String {
     }
     let weekday = DAYS[usize::try_from(days % 7).unwrap_or(0)];
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{weekday}, {:02} {} {year} {hour:02}:{minute:02}:{second:02} GMT", day + 1, MONTHS[month])
+    format!(
+        "{weekday}, {:02} {} {year} {hour:02}:{minute:02}:{second:02} GMT",
+        day + 1,
+        MONTHS[month]
+    )
 }
 
 impl fmt::Debug for Process {
