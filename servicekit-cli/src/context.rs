@@ -22,7 +22,7 @@ use crate::{
 /// The flags that every command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// The store: local:, local:/path/file.db, etcd://host[:2379], memory:
+    /// The store: local:, local:/path/file.db, etcd://host[:2379], dynamodb://REGION/TABLE, memory:
     // Not parsed by clap, whose errors would show a password.
     #[arg(
         long,

@@ -100,6 +100,8 @@ impl Connector {
     #[must_use]
     pub fn builtin() -> Self {
         let connector = Self(BTreeMap::new()).with("memory", memory);
+        #[cfg(feature = "dynamodb")]
+        let connector = connector.with("dynamodb", dynamodb);
         #[cfg(feature = "etcd")]
         let connector = connector.with("etcd", etcd).with("etcds", etcd);
         #[cfg(feature = "local")]
@@ -189,6 +191,20 @@ async fn memory(address: Address, options: Options) -> Result<Backend> {
     Ok(Backend::over("memory", store, namespace, env, limits))
 }
 
+#[cfg(feature = "dynamodb")]
+async fn dynamodb(address: Address, options: Options) -> Result<Backend> {
+    use servicekit_dynamo::{Config, Dynamo};
+
+    let config = Config::parse(address.rest())?;
+    let create = config.create;
+    let Options { namespace, env, limits, .. } = options;
+    let dynamo = Dynamo::new(config, env.clone(), limits);
+    if create {
+        dynamo.make_table().await?;
+    }
+    Ok(servicekit_dynamo::backend(dynamo, namespace, env, limits))
+}
+
 #[cfg(feature = "etcd")]
 async fn etcd(address: Address, options: Options) -> Result<Backend> {
     use servicekit_etcd::{Config, Etcd};
@@ -275,6 +291,7 @@ impl Address {
     #[must_use]
     pub fn password_variables(&self) -> &'static [&'static str] {
         match (self.scheme(), self.rest()) {
+            ("dynamodb", _) => &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"],
             ("etcd", "") => &["ETCDCTL_USER", "ETCDCTL_PASSWORD"],
             _ => &[],
         }
@@ -378,6 +395,7 @@ mod tests {
             ("etcd", "`etcd`"),
             #[cfg(not(feature = "etcd"))]
             ("etcds://host:2379/prefix", "`etcd`"),
+            #[cfg(not(feature = "dynamodb"))]
             ("dynamodb://eu-central-1/table", "`dynamodb`"),
             ("couchdbs://host/database", "`couchdb`"),
         ] {
@@ -385,7 +403,7 @@ mod tests {
         }
         let unknown = refusal("zookeeper://host").await;
         assert!(unknown.contains("no backend is called \"zookeeper\""), "{unknown}");
-        assert!(unknown.contains("features couchdb, dynamodb"), "{unknown}");
+        assert!(unknown.contains("features couchdb"), "{unknown}");
     }
 
     #[tokio::test]
@@ -409,6 +427,16 @@ mod tests {
             assert_eq!(connect(&url).await.unwrap().name, "local");
         }
         assert!(path.exists());
+    }
+
+    #[cfg(feature = "dynamodb")]
+    #[tokio::test]
+    async fn dynamodb_is_connected_to_when_it_is_used() {
+        for url in ["dynamodb", "dynamodb://eu-central-1/fleet", "dynamodb:///fleet?profile=ops"] {
+            assert_eq!(connect(url).await.unwrap().name, "dynamodb", "{url}");
+        }
+        assert!(refusal("dynamodb://fleet").await.contains("names no table"));
+        assert!(refusal("dynamodb://key:secret@eu-central-1/fleet").await.contains("AWS_PROFILE"));
     }
 
     #[cfg(feature = "etcd")]

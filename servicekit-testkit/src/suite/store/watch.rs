@@ -166,7 +166,7 @@ async fn a_watch_shows_touches(world: World) {
 
 async fn a_watch_misses_nothing_that_happens_meanwhile(world: World) {
     let (store, group) = (world.store(), world.group("foo"));
-    let writes = world.many(400, 100);
+    let writes = world.many(400, 60);
     let write = async {
         for _ in 0..writes {
             let key = group.key(name(&format!("n{}", world.env.random.below(8))));
