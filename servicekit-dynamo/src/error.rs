@@ -2,6 +2,7 @@
 
 use std::{error::Error as StdError, time::Duration};
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
@@ -147,15 +148,13 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
         "UnknownOperationException" | "SerializationException" => {
             (Unsupported, Never, "that is no DynamoDB, or one that is too old")
         }
-        _ if status == 503 || status == 429 && code.is_empty() => {
-            (Unavailable, effect.unsettled(), "DynamoDB cannot serve now")
-        }
         _ if status >= 500 => (Unavailable, effect.unsettled(), "DynamoDB failed"),
         _ if status == 403 => (Denied, Never, "DynamoDB does not accept the credentials"),
         _ => (Unexpected, effect.unsettled_or_never(), "DynamoDB refuses it"),
     };
     let message = match (code, said) {
-        (CONDITION, _) | ("", "") => advice.to_owned(),
+        (CONDITION, _) => advice.to_owned(),
+        ("", "") => format!("{advice} (HTTP {status})"),
         (code, "") => format!("{advice} ({code})"),
         ("", said) => format!("{advice} ({said})"),
         (code, said) => format!("{advice} ({code}: {said})"),
@@ -180,7 +179,7 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
         let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
         causes.any(|cause| words.iter().any(|word| cause.to_string().contains(word)))
     };
-    if causes.any(|cause| cause.is::<aws_credential_types::provider::error::CredentialsError>()) {
+    if causes.any(|cause| cause.is::<CredentialsError>()) || find(&["no identity resolver"]) {
         let message = format!(
             "no usable AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID, name a ?profile=, or give the host a role{}",
             innermost(error)
@@ -209,4 +208,70 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
 fn innermost(error: &(dyn StdError + 'static)) -> String {
     let cause = std::iter::successors(error.source(), |cause| (*cause).source()).last();
     cause.map(|cause| format!(": {cause}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_what_dynamodb_says() {
+        use Kind::*;
+        use Retry::{Never, Safe, Unknown};
+
+        for (status, code, said, kind, read, write) in [
+            (400, "ConditionalCheckFailedException", "", Conflict, Never, Never),
+            (400, "ProvisionedThroughputExceededException", "", Throttled, Safe, Safe),
+            (400, "RequestLimitExceeded", "", Throttled, Safe, Safe),
+            (400, "ThrottlingException", "Rate of requests exceeds", Throttled, Safe, Safe),
+            (400, "LimitExceededException", "", Throttled, Safe, Safe),
+            (400, "TransactionConflictException", "", Throttled, Safe, Safe),
+            (400, "ReplicatedWriteConflictException", "", Throttled, Safe, Safe),
+            (400, "ItemCollectionSizeLimitExceededException", "", Unavailable, Never, Never),
+            (
+                400,
+                "ValidationException",
+                "Item size has exceeded the maximum",
+                Invalid,
+                Never,
+                Never,
+            ),
+            (400, "ValidationException", "Item size to update has exceeded", Invalid, Never, Never),
+            (
+                400,
+                "ValidationException",
+                "The provided key element does not match the schema",
+                Invalid,
+                Never,
+                Never,
+            ),
+            (400, "ValidationException", "Invalid UpdateExpression", Invalid, Never, Never),
+            (400, "ResourceNotFoundException", "", Unavailable, Never, Never),
+            (400, "ResourceInUseException", "", Unavailable, Safe, Safe),
+            (400, "AccessDeniedException", "not authorized to perform", Denied, Never, Never),
+            (400, "ExpiredTokenException", "", Denied, Never, Never),
+            (400, "RequestTimeTooSkewed", "", Denied, Safe, Safe),
+            (400, "InvalidSignatureException", "Signature expired: 2026", Denied, Safe, Safe),
+            (400, "InvalidSignatureException", "Signature not yet current", Denied, Safe, Safe),
+            (400, "InvalidSignatureException", "does not match", Denied, Never, Never),
+            (400, "UnrecognizedClientException", "", Denied, Never, Never),
+            (400, "IncompleteSignatureException", "", Denied, Never, Never),
+            (400, "MissingAuthenticationTokenException", "", Denied, Never, Never),
+            (400, "OptInRequired", "", Denied, Never, Never),
+            (400, "UnknownOperationException", "", Unsupported, Never, Never),
+            (400, "SerializationException", "", Unsupported, Never, Never),
+            (500, "InternalServerError", "", Unavailable, Safe, Unknown),
+            (500, "InternalFailure", "", Unavailable, Safe, Unknown),
+            (503, "ServiceUnavailable", "", Unavailable, Safe, Unknown),
+            (502, "", "", Unavailable, Safe, Unknown),
+            (403, "", "", Denied, Never, Never),
+            (418, "Teapot", "", Unexpected, Never, Unknown),
+        ] {
+            for (effect, retry) in [(Effect::Nothing, read), (Effect::Write, write)] {
+                let error = from_answer(status, code, said, effect);
+                let found = (error.kind(), error.retry());
+                assert_eq!(found, (kind, retry), "{status} {code} {said} {effect:?}");
+            }
+        }
+    }
 }

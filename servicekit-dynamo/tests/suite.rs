@@ -1,36 +1,85 @@
-//! The conformance suite on DynamoDB Local.
+//! The conformance suite on DynamoDB Local: as it is, and behind networks that are slow or fail.
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
 mod common;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
 
-use servicekit_core::store::Limits;
+use servicekit_core::{Env, Random, store::Limits};
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::{
+    proxy::{Mode, Proxy},
     server,
     suite::{self, Fresh, Subject, Time},
 };
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    suite::main_of([direct()].into_iter().flatten())
+    // The proxies live here, longer than any case.
+    let runtime = Runtime::new().expect("a runtime can be built");
+    let Some(server) = server::DynamoDb::start() else { return suite::main_of([]) };
+    let server = Arc::new(server);
+    let subjects = [
+        subject("direct", server.endpoint(), server.clone()),
+        runtime.block_on(slow_network(&server)),
+        runtime.block_on(failing_network(&server)),
+    ];
+    suite::main_of(subjects)
 }
 
-fn direct() -> Option<Subject> {
-    let server = server::DynamoDb::start()?;
-    let endpoint = server.endpoint();
-    Some(subject("direct", endpoint, server))
+/// Everything arrives, late or in pieces: nobody may notice, and every case has to pass.
+async fn slow_network(server: &Arc<server::DynamoDb>) -> Subject {
+    const SLOW: [Mode; 3] = [
+        Mode::Delay(Duration::from_millis(20)),
+        Mode::Drip(Duration::from_millis(1)),
+        Mode::Silence,
+    ];
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let endpoint = proxy.endpoint();
+    tokio::spawn(fail_now_and_then(proxy, &SLOW));
+    subject("slow-network", endpoint, server.clone())
 }
 
-fn subject(name: &'static str, endpoint: String, keep: impl Send + Sync + 'static) -> Subject {
-    let keep = Arc::new(keep);
+/// Connections break, and answers are lost with them, of requests that were applied: for the cases that are about that.
+async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
+    const FAILING: [Mode; 3] = [Mode::LoseAnswers, Mode::Cut, Mode::Silence];
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let endpoint = proxy.endpoint();
+    tokio::spawn(fail_now_and_then(proxy, &FAILING));
+    subject("failing-network", endpoint, server.clone()).failing()
+}
+
+fn subject(name: &'static str, endpoint: String, server: Arc<server::DynamoDb>) -> Subject {
     Subject::new(name, Time::Real, move |env| {
         let dynamo = Dynamo::new(common::config(&endpoint), env, Limits::default());
-        let keep = keep.clone();
+        let server = server.clone();
         async move {
             dynamo.make_table().await?;
-            Ok(Fresh::new(dynamo).keeping(keep))
+            Ok(Fresh::new(dynamo).keeping(server))
         }
     })
+}
+
+/// Something happens to all connections for a moment, and then they are well for a while.
+fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) -> impl Future<Output = ()> {
+    let env = Env::system();
+    let seed = env.random.below(1 << 32);
+    println!("{faults:?} with seed {seed}");
+    let random = Random::seeded(seed);
+    async move {
+        loop {
+            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
+            let many = u64::try_from(faults.len()).unwrap_or(1);
+            let fault = faults[usize::try_from(random.below(many)).unwrap_or(0)];
+            proxy.set(fault);
+            env.clock.sleep(Duration::from_millis(10 + random.below(100))).await;
+            if fault == Mode::LoseAnswers {
+                // An answer that is missing is never made good; a network would not let the connection go on either.
+                proxy.set(Mode::Cut);
+                env.clock.sleep(Duration::from_millis(5)).await;
+            }
+            proxy.set(Mode::Pass);
+        }
+    }
 }
