@@ -185,8 +185,7 @@ impl Queue {
         let Some((head, _)) = &self.head else {
             return Vec::new();
         };
-        let grants = head.grants.iter().map(|grant| &grant.ticket);
-        let rows = grants.chain(&head.offers).filter_map(|ticket| self.ticket(ticket));
+        let rows = head.tickets().filter_map(|ticket| self.ticket(ticket));
         rows.filter(|row| row.waits()).collect()
     }
 
@@ -198,8 +197,7 @@ impl Queue {
 
     /// The grants and offers of `head` whose ticket is not among the records.
     pub(super) fn missing(&self, head: &Head) -> Vec<TicketRef> {
-        let grants = head.grants.iter().map(|grant| &grant.ticket);
-        grants.chain(&head.offers).filter(|ticket| self.ticket(ticket).is_none()).cloned().collect()
+        head.tickets().filter(|ticket| self.ticket(ticket).is_none()).cloned().collect()
     }
 }
 
@@ -295,6 +293,16 @@ impl Head {
     /// The grant of a ticket.
     pub(super) fn grant_of(&self, ticket: &TicketRef) -> Option<&HeadGrant> {
         self.grants.iter().find(|grant| grant.ticket == *ticket)
+    }
+
+    /// Whether the ticket of this record has a grant or an offer.
+    pub(super) fn names(&self, row: &TicketRow) -> bool {
+        self.tickets().any(|ticket| row.is(ticket))
+    }
+
+    /// The tickets that have a grant or an offer.
+    pub(super) fn tickets(&self) -> impl Iterator<Item = &TicketRef> {
+        self.grants.iter().map(|grant| &grant.ticket).chain(&self.offers)
     }
 
     /// Takes a ticket's grant or offer away; whether it had one.

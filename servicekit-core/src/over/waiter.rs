@@ -1,7 +1,10 @@
 //! Waiting for a grant: a follower of the lease's records that acts when it is this ticket's turn.
 //!
 //! A waiter sends nothing while others have their turn. What a dead holder or a dead waiter leaves undone is done by the
-//! first in line; those behind it step in one after the other, in case that the first is dead too.
+//! first in line; those behind it step in one after the other, in case that the first is dead too. On a store that pushes
+//! nothing, a waiter looks at what may concern it, and more rarely the further back it is: [`look`].
+
+mod look;
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +21,7 @@ use futures_util::{
     stream::BoxStream,
 };
 
+use self::look::Looks;
 use super::{
     leases::{Leases, Swap, granted},
     queue::{Head, Queue, TicketRef, TicketRow, TicketValue},
@@ -48,6 +52,8 @@ pub(super) struct Waiter {
     unsettled: Option<Instant>,
     /// When this ticket last had its whole ttl, as far as that is known.
     touched: Option<Instant>,
+    /// What was looked at when, on a store that pushes nothing.
+    looks: Option<Looks>,
 }
 
 type Observed = BTreeMap<Name, (Version, Instant, Life)>;
@@ -63,13 +69,17 @@ enum Task {
     Settle,
     /// Keep this ticket from ending while it waits.
     Touch,
+    /// See what others did, where the store does not tell.
+    Look,
 }
 
 impl Waiter {
     pub(super) fn new(leases: Leases, lease: Label, ticket: TicketRef) -> Self {
         let (observed, turns) = (BTreeMap::new(), BTreeMap::new());
         let queue = Queue::default();
-        Self { leases, lease, ticket, queue, observed, turns, unsettled: None, touched: None }
+        let looks = (!leases.store().capabilities().push_watch).then(Looks::default);
+        let (unsettled, touched) = (None, None);
+        Self { leases, lease, ticket, queue, observed, turns, unsettled, touched, looks }
     }
 
     /// The standings, until `Granted` or `Gone`.
@@ -77,11 +87,14 @@ impl Waiter {
         Box::pin(stream! {
             let clock = self.leases.env().clock.clone();
             let group = self.leases.group(&self.lease);
-            let mut changes = self.leases.store().watch(&group);
+            let mut changes = match &self.looks {
+                None => self.leases.store().watch(&group),
+                Some(_) => pending().into_stream().boxed(),
+            };
             let mut told = None;
             let mut known = false;
             loop {
-                let due = if known { self.due() } else { None };
+                let due = if known || self.looks.is_some() { self.due() } else { None };
                 let act_at = due.as_ref().map(|(at, _)| *at);
                 let timer = pin!(maybe(act_at.map(|at| clock.sleep_until(at))));
                 let step = match select(changes.next(), timer).await {
@@ -195,13 +208,14 @@ impl Waiter {
 
     /// The next thing that this waiter has to do, and when.
     fn due(&self) -> Option<(Instant, Task)> {
-        let (head, _) = self.queue.head.as_ref()?;
-        let own = self.queue.ticket(&self.ticket)?;
+        let own = self.queue.ticket(&self.ticket);
+        let (Some((head, _)), Some(own)) = (&self.queue.head, own) else {
+            return self.looks.as_ref().map(|looks| (looks.next(0), Task::Look));
+        };
         if head.offers.contains(&self.ticket) || self.turns.contains_key(&self.ticket) {
             return Some((self.leases.env().clock.now(), Task::Claim));
         }
-        let has_turn = |row: &TicketRow| self.turns.keys().any(|ticket| row.is(ticket));
-        let place = self.queue.before(own).filter(|row| !has_turn(row)).count();
+        let place = self.place(own);
         let patience = STEP * u32::try_from(place).unwrap_or(u32::MAX);
         let mut tasks = Vec::new();
         if let Some(since) = self.unsettled {
@@ -215,8 +229,15 @@ impl Waiter {
             }
         }
         if !self.leases.store().capabilities().server_expiry {
-            let ends = self.queue.tickets.values().filter_map(|row| self.ends(row));
+            // Who does not see all of the others' signs of life judges only those that hold something.
+            let concerns = |row: &&TicketRow| self.looks.is_none() || head.names(row);
+            let rows = self.queue.tickets.values().filter(concerns);
+            let ends = rows.filter_map(|row| self.ends(row));
             tasks.extend(ends.map(|(at, task)| (at + patience, task)));
+        }
+        if let Some(looks) = &self.looks {
+            let turns = place / usize::try_from(head.slots).unwrap_or(1).max(1);
+            tasks.push((looks.next(turns), Task::Look));
         }
         if let Life::Ephemeral { ttl, .. } = own.life {
             // Without any word of it, now.
@@ -224,6 +245,12 @@ impl Waiter {
             tasks.push((touched + ttl / 4 * 3, Task::Touch));
         }
         tasks.into_iter().min_by_key(|(at, _)| *at)
+    }
+
+    /// How many wait before this one, and do not have their turn.
+    fn place(&self, own: &TicketRow) -> usize {
+        let has_turn = |row: &TicketRow| self.turns.keys().any(|ticket| row.is(ticket));
+        self.queue.before(own).filter(|row| !has_turn(row)).count()
     }
 
     /// When a ticket ends, on a store that leaves that to observers: one that a process renews when this waiter has itself
@@ -243,6 +270,7 @@ impl Waiter {
             Task::Claim => return self.claim().await,
             Task::End(ticket, version) => self.end(&ticket, &version).await?,
             Task::Settle => self.settle().await?,
+            Task::Look => self.look().await?,
             Task::Touch => {
                 let number = self.queue.ticket(&self.ticket).and_then(|row| row.value.number);
                 let sent = self.leases.env().clock.now();
@@ -318,6 +346,10 @@ impl Waiter {
 
     /// Deletes a ticket if nothing happened to it since it was seen, and passes on what it held.
     async fn end(&mut self, ticket: &TicketRef, version: &Version) -> Result<()> {
+        // What was seen of it last may be old.
+        if self.looks.is_some() && !self.is_still(ticket, version).await? {
+            return Ok(());
+        }
         let key = self.leases.group(&self.lease).key(ticket.name.clone());
         match self.leases.store().delete(&key, version).await {
             Err(error) if error.kind() == Kind::Conflict => return self.refresh().await,

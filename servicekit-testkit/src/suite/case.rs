@@ -32,6 +32,8 @@ pub enum Need {
     ObservedExpiry,
     /// [`Capabilities::push_watch`].
     PushWatch,
+    /// No [`Capabilities::push_watch`].
+    Polled,
     /// Time that is simulated.
     SimulatedTime,
     /// A run without faults by plan.
@@ -68,6 +70,7 @@ impl Need {
             Self::ServerExpiry => capabilities.server_expiry,
             Self::ObservedExpiry => !capabilities.server_expiry,
             Self::PushWatch => capabilities.push_watch,
+            Self::Polled => !capabilities.push_watch,
             Self::SimulatedTime => *is_simulated,
             Self::NoFaults => !has_faults,
         }
@@ -83,6 +86,7 @@ impl fmt::Display for Need {
             Self::ServerExpiry => "server_expiry",
             Self::ObservedExpiry => "no server_expiry",
             Self::PushWatch => "push_watch",
+            Self::Polled => "no push_watch",
             Self::SimulatedTime => "simulated time",
             Self::NoFaults => "no faults",
         })

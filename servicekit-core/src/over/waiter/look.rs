@@ -1,0 +1,136 @@
+//! Seeing what others do, on a store that pushes nothing: the head often, and of the tickets only those that it names.
+//!
+//! A thousand who wait would read a million tickets to follow each other. What a waiter has to know is whether a slot is kept
+//! for it, and, if it is near the front, whether those that hold something are alive.
+
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+
+use super::{TicketRow, Waiter};
+use crate::{
+    Instant, Name, Result,
+    over::queue::{HEAD, TicketRef},
+    store::{Change, Store as _, Version},
+};
+
+/// How long who is next in line does not look.
+const FIRST: Duration = Duration::from_millis(500);
+/// How much longer each turn that comes before makes it.
+const STEP: Duration = Duration::from_millis(250);
+/// Nobody comes to the front from further back in the time of a turn.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// So many from the front look whether who holds a slot is alive; the others ask before they judge.
+const OBSERVERS: usize = 3;
+/// More tickets than this are read as a whole group.
+const FEW: usize = 8;
+
+/// The whole queue is read again after this long: who left meanwhile is counted as ahead until then.
+const ALL: Duration = Duration::from_secs(60);
+/// How much longer each turn that comes before makes that.
+const ALL_STEP: Duration = Duration::from_secs(2);
+
+/// What was looked at when.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// When to look next if nothing came before, and how much of a [`STEP`] each turn adds: both with jitter.
+    at: Option<(Instant, Duration)>,
+    /// When all was read.
+    all: Option<Instant>,
+    /// When the tickets that hold something were read.
+    holders: Option<Instant>,
+    /// The highest number that had its turn.
+    passed: u64,
+}
+
+impl Looks {
+    /// When to look next, with so many turns before this waiter's.
+    pub(super) fn next(&self, turns: usize) -> Instant {
+        let Some((at, step)) = self.at else { return Instant::from_boot(Duration::ZERO) };
+        at + (step * u32::try_from(turns).unwrap_or(u32::MAX)).min(LONGEST)
+    }
+}
+
+impl Waiter {
+    /// Takes in what is new.
+    pub(super) async fn look(&mut self) -> Result<()> {
+        let env = self.leases.env().clone();
+        let now = env.clock.now();
+        let place = self.queue.ticket(&self.ticket).map_or(0, |own| self.place(own));
+        let Some(looks) = &mut self.looks else { return Ok(()) };
+        looks.at = Some((now + env.random.jitter(FIRST, 0.2), env.random.jitter(STEP, 0.2)));
+        let all_again = ALL + ALL_STEP * u32::try_from(place).unwrap_or(u32::MAX);
+        if looks.all.is_none_or(|read| now >= read + all_again) {
+            looks.all = Some(now);
+            return self.refresh().await;
+        }
+        let key = self.leases.group(&self.lease).key(HEAD.parse::<Name>()?);
+        let known = self.queue.head.as_ref().map(|(_, version)| version.clone());
+        let Some(record) = self.leases.store().get(&key).await? else {
+            return self.refresh().await;
+        };
+        let is_new = known.as_ref() != Some(&record.version);
+        if is_new {
+            self.take(Ok(Change::Put(record)))?;
+            self.forget_who_passed();
+        }
+        let tickets = self.tickets_to_read(is_new, place, now);
+        if tickets.len() > FEW {
+            return self.refresh().await;
+        }
+        try_join_all(tickets.iter().map(async |ticket| self.read(ticket).await))
+            .await?
+            .into_iter()
+            .try_for_each(|change| self.take(Ok(change)))
+    }
+
+    /// Whether a ticket is as it was when it was seen last; takes in what it is now.
+    pub(super) async fn is_still(&mut self, ticket: &TicketRef, version: &Version) -> Result<bool> {
+        let change = self.read(ticket).await?;
+        let is_still = matches!(&change, Change::Put(record) if record.version == *version);
+        self.take(Ok(change))?;
+        Ok(is_still)
+    }
+
+    async fn read(&self, ticket: &TicketRef) -> Result<Change> {
+        let key = self.leases.group(&self.lease).key(ticket.name.clone());
+        let found = self.leases.store().get(&key).await?;
+        Ok(found.map_or_else(|| Change::Removed(ticket.name.clone()), Change::Put))
+    }
+
+    /// Which tickets have to be read: those that a new head names for the first time or in a new way, and, near the front and
+    /// often enough to notice soon that nobody renews them, all that it names.
+    fn tickets_to_read(&mut self, is_new: bool, place: usize, now: Instant) -> Vec<TicketRef> {
+        let (Some((head, _)), Some(looks)) = (&self.queue.head, &mut self.looks) else {
+            return Vec::new();
+        };
+        let shortest = head.tickets().filter_map(|ticket| self.queue.ticket(ticket));
+        let shortest = shortest.map(|row| Duration::from_millis(row.value.ttl_ms)).min();
+        let often = shortest.unwrap_or_default() / 10;
+        if place < OBSERVERS && looks.holders.is_none_or(|read| now >= read + often) {
+            looks.holders = Some(now);
+            return head.tickets().filter(|ticket| **ticket != self.ticket).cloned().collect();
+        }
+        let waits = |ticket: &&TicketRef| self.queue.ticket(ticket).is_none_or(TicketRow::waits);
+        if !is_new {
+            return Vec::new();
+        }
+        head.tickets().filter(waits).filter(|ticket| **ticket != self.ticket).cloned().collect()
+    }
+
+    /// Numbers have their turns in order: whoever has a lower one than one that had its turn is not in the queue any longer.
+    fn forget_who_passed(&mut self) {
+        let (Some((head, _)), Some(looks)) = (&self.queue.head, &mut self.looks) else { return };
+        let named = head.tickets().filter_map(|ticket| self.queue.ticket(ticket));
+        let passed = named.filter_map(|row| row.value.number).max();
+        looks.passed = looks.passed.max(passed.unwrap_or(0));
+        let (passed, own) = (looks.passed, &self.ticket);
+        let stays = |row: &TicketRow| {
+            row.value.number.is_none_or(|number| number > passed) || row.is(own) || head.names(row)
+        };
+        self.queue.tickets.retain(|_, row| stays(row));
+        let tickets = &self.queue.tickets;
+        self.observed.retain(|name, _| tickets.contains_key(name));
+    }
+}
