@@ -190,10 +190,7 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
         let message = format!("the server's certificate is not trusted{}", innermost(error));
         return Some(Error::new(Kind::Denied, message));
     }
-    if matches!(
-        find(&["missing region", "A region must be set", "Invalid Configuration: Missing Region"]),
-        true
-    ) {
+    if find(&["Missing Region", "missing signing region"]) {
         let message = "no Region: write dynamodb://REGION/TABLE, or set AWS_REGION";
         return Some(Error::new(Kind::Invalid, message));
     }

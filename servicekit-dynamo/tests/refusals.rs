@@ -88,7 +88,7 @@ async fn what_the_service_says_arrives() {
         ),
         (Reply::error(500, "InternalServerError", "x"), Unavailable, Safe, Unknown, "failed"),
         (Reply::Say(503, "<html>".into()), Unavailable, Safe, Unknown, "(HTTP 503)"),
-        (Reply::Say(200, "<html>".into()), Unexpected, Safe, Unknown, "not one of DynamoDB's"),
+        (Reply::Say(200, "<html>".into()), Unexpected, Never, Unknown, "refuses it (HTTP 200)"),
         (Reply::Close, Unavailable, Safe, Unknown, "the connection failed"),
     ] {
         let (_stub, dynamo) = saying(reply).await;
