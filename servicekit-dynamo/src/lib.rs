@@ -15,6 +15,7 @@
 //! ```
 
 mod config;
+mod doctor;
 mod error;
 mod records;
 mod store;
@@ -29,8 +30,9 @@ use servicekit_core::{Backend, Env, Namespace, store::Limits};
 pub use config::Config;
 pub use store::Dynamo;
 
-/// Everything that servicekit needs, over one table.
+/// Everything that servicekit needs, over one table, with a doctor that also examines it.
 #[must_use]
 pub fn backend(dynamo: Dynamo, namespace: Namespace, env: Env, limits: Limits) -> Backend {
-    Backend::over("dynamodb", Arc::new(dynamo), namespace, env, limits)
+    let over = Backend::over("dynamodb", Arc::new(dynamo.clone()), namespace, env, limits);
+    Backend { doctor: Arc::new(doctor::TableDoctor::new(dynamo, over.doctor)), ..over }
 }

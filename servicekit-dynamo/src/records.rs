@@ -31,6 +31,13 @@ pub(crate) const ENDS_MS: &str = "ends_ms";
 /// When DynamoDB may remove what is over: seconds since 1970; the table's time-to-live attribute.
 pub(crate) const EXPIRES: &str = "expires";
 
+/// The name of a group's mark, which no record can have; it sorts before all that records have.
+pub(crate) const MARK: &str = "#";
+/// The kinds of groups that have a mark: a number in [`VERSION`] that rises with each change. They are large, change rarely,
+/// and many follow them; to read the mark is a two-hundredth of reading a thousand instances. Others are small, or change
+/// with every beat, or are followed by nobody.
+const MARKED: [&str; 2] = ["instances", "certs"];
+
 /// How long what is over stays before DynamoDB removes it. No promise hangs on that, and none may: the end of a record is for
 /// observers to see, so this is far longer than any clock that wrote it can be wrong.
 pub(crate) const KEPT: Duration = Duration::from_secs(86_400);
@@ -43,6 +50,28 @@ pub(crate) fn key_of(key: &Key) -> Item {
         (GROUP.to_owned(), AttributeValue::S(key.group.as_str().to_owned())),
         (NAME.to_owned(), AttributeValue::S(key.name.to_string())),
     ])
+}
+
+/// The key attributes of a group's mark.
+pub(crate) fn mark_of(group: &Group) -> Item {
+    HashMap::from([
+        (GROUP.to_owned(), AttributeValue::S(group.as_str().to_owned())),
+        (NAME.to_owned(), AttributeValue::S(MARK.to_owned())),
+    ])
+}
+
+/// Whether a group has a mark.
+pub(crate) fn is_marked(group: &Group) -> bool {
+    kind(group).is_some_and(|kind| MARKED.contains(&kind))
+}
+
+/// Whether a group is a lease's: what must not be written in two Regions.
+pub(crate) fn is_of_a_lease(group: &Group) -> bool {
+    kind(group) == Some("lease")
+}
+
+fn kind(group: &Group) -> Option<&str> {
+    group.as_str().split('/').nth(1)
 }
 
 pub(crate) fn number(number: impl ToString) -> AttributeValue {

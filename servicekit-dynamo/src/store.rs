@@ -19,8 +19,9 @@ use crate::{
     config::Config,
     error::Effect,
     records::{
-        ENDS_MS, EXPIRES, GROUP, Item, KEPT, Strangers, TTL_MS, TTL_S, VALUE, VERSION, WRITE,
-        decode, encode, key_of, number, seconds, version_of,
+        ENDS_MS, EXPIRES, GROUP, Item, KEPT, MARK, NAME, Strangers, TTL_MS, TTL_S, VALUE, VERSION,
+        WRITE, decode, decode_value, encode, integer, is_marked, is_of_a_lease, key_of, mark_of,
+        number, seconds, version_of,
     },
     table::Table,
     watch,
@@ -67,8 +68,8 @@ impl Dynamo {
         made.map_err(|error| error.on("dynamodb"))
     }
 
-    /// Reads one group, page by page.
-    pub(crate) async fn read_group(&self, group: &Group) -> Result<Vec<Record>> {
+    /// Reads one group, page by page. What a decision hangs on has to be consistent, which costs twice as much.
+    pub(crate) async fn read_group(&self, group: &Group, consistent: bool) -> Result<Vec<Record>> {
         let Inner { table, strangers, .. } = &*self.0;
         let (client, _) = table.open().await?;
         let mut records = Vec::new();
@@ -77,9 +78,11 @@ impl Dynamo {
             let query = client
                 .query()
                 .table_name(&table.config.table)
-                .consistent_read(true)
-                .key_condition_expression("#group = :group")
+                .consistent_read(consistent)
+                .key_condition_expression("#group = :group AND #name > :mark")
                 .expression_attribute_names("#group", GROUP)
+                .expression_attribute_names("#name", NAME)
+                .expression_attribute_values(":mark", AttributeValue::S(MARK.to_owned()))
                 .expression_attribute_values(":group", AttributeValue::S(group.as_str().to_owned()))
                 .set_exclusive_start_key(start);
             let page = table.ask(Effect::Nothing, query.send()).await?;
@@ -90,6 +93,29 @@ impl Dynamo {
             if start.as_ref().is_none_or(Item::is_empty) {
                 return Ok(records);
             }
+        }
+    }
+
+    /// Reads a group's mark, which may be a moment old; none is 0.
+    pub(crate) async fn read_mark(&self, group: &Group) -> Result<i64> {
+        let table = &self.0.table;
+        let (client, _) = table.open().await?;
+        let get = client.get_item().table_name(&table.config.table).set_key(Some(mark_of(group)));
+        let found = table.ask(Effect::Nothing, get.send()).await?.item;
+        Ok(found.and_then(|item| integer(&item, VERSION)).unwrap_or(0))
+    }
+
+    /// Raises a group's mark, after a change that followers have to see. If that fails they see it when they next read all.
+    async fn raise_mark(&self, client: &Client, group: &Group) {
+        let raise = client
+            .update_item()
+            .table_name(&self.0.table.config.table)
+            .set_key(Some(mark_of(group)))
+            .update_expression("ADD #version :one")
+            .expression_attribute_names("#version", VERSION)
+            .expression_attribute_values(":one", number(1));
+        if let Err(error) = self.0.table.ask(Effect::Nothing, raise.send()).await {
+            tracing::debug!(%error, %group, "a change was not marked");
         }
     }
 }
@@ -128,7 +154,7 @@ impl Store for Dynamo {
     async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
         let read = groups
             .iter()
-            .map(async |group| self.read_group(group).await.map_err(on("list", group)));
+            .map(async |group| self.read_group(group, true).await.map_err(on("list", group)));
         let mut records = try_join_all(read).await?.concat();
         records.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(records)
@@ -198,7 +224,7 @@ impl Dynamo {
                     .expression_attribute_values(":expires", number(expires));
             }
         }
-        let update = match expect {
+        update = match expect {
             Expect::Absent => update
                 .condition_expression("attribute_not_exists(#group)")
                 .expression_attribute_names("#group", GROUP),
@@ -213,7 +239,24 @@ impl Dynamo {
                 }
             }
         };
-        self.0.table.ask(Effect::Write, update.update_expression(sets).send()).await?;
+        let marked = is_marked(&key.group);
+        if marked {
+            update = update.return_values(ReturnValue::AllOld);
+        }
+        let answer = self.0.table.ask(Effect::Write, update.update_expression(sets).send()).await;
+        let shows = match &answer {
+            // To put again what is there keeps it, and is nothing to see.
+            Ok(answer) => {
+                let before = answer.attributes.as_ref().and_then(decode_value);
+                before.as_deref() != Some(&**value)
+            }
+            // An earlier attempt of this very put may be what is in the way, and nobody marked that.
+            Err(error) => error.kind() == Kind::Conflict,
+        };
+        if marked && shows {
+            self.raise_mark(client, &key.group).await;
+        }
+        answer?;
         Ok(Version::new(version))
     }
 
@@ -261,14 +304,17 @@ impl Dynamo {
         if condition.contains("#group") {
             delete = delete.expression_attribute_names("#group", GROUP);
         }
-        let Err(error) = self.0.table.ask(Effect::Write, delete.send()).await else {
-            return Ok(());
-        };
-        match error.kind() {
-            Kind::Conflict if self.find(key).await?.is_none() => {
+        let answer = self.0.table.ask(Effect::Write, delete.send()).await.map(drop);
+        let may_show =
+            answer.as_ref().map_or_else(|error| error.kind() == Kind::Conflict, |()| true);
+        if is_marked(&key.group) && may_show {
+            self.raise_mark(client, &key.group).await;
+        }
+        match answer {
+            Err(error) if error.kind() == Kind::Conflict && self.find(key).await?.is_none() => {
                 Err(Error::new(Kind::NotFound, "there is no such record"))
             }
-            _ => Err(error),
+            answer => answer,
         }
     }
 
@@ -304,11 +350,6 @@ fn name_life(update: UpdateItemFluentBuilder) -> UpdateItemFluentBuilder {
 /// When DynamoDB may remove what ends at `now`, in seconds since 1970.
 fn later(now: i64) -> u64 {
     u64::try_from(now / 1000).unwrap_or(0).saturating_add(KEPT.as_secs())
-}
-
-/// Whether leases are kept in a group: what must not be written in two Regions.
-fn is_of_a_lease(group: &Group) -> bool {
-    group.as_str().split('/').nth(1) == Some("lease")
 }
 
 fn odd_answer() -> Error {

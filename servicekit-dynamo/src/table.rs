@@ -6,8 +6,7 @@ use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::{
     Client,
     config::{Builder, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
-    error::{ProvideErrorMetadata as _, SdkError},
-    operation::describe_table::DescribeTableError,
+    error::{ProvideErrorMetadata, SdkError},
     types::{
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
         TableDescription, TableStatus, TimeToLiveSpecification,
@@ -41,6 +40,15 @@ pub(crate) struct Seen {
     pub(crate) no_leases: Option<String>,
 }
 
+/// The other Regions of a table.
+pub(crate) enum Replicas {
+    None,
+    /// Leases are used in this Region alone.
+    Here,
+    /// Leases must not be used here, and why.
+    Elsewhere(String),
+}
+
 /// How often a table that is being made is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -71,19 +79,39 @@ impl Table {
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
     ) -> Result<T>
     where
-        E: std::error::Error
-            + aws_sdk_dynamodb::error::ProvideErrorMetadata
-            + Send
-            + Sync
-            + 'static,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
         // The futures of the SDK are large.
         Box::pin(request).await.map_err(|error| explain(error, effect, self.patience))
     }
 
-    /// How long an answer may take.
-    pub(crate) fn patience(&self) -> Duration {
-        self.patience
+    /// What the table is like now.
+    pub(crate) async fn describe(&self) -> Result<TableDescription> {
+        let client = self.client().await;
+        let asked = client.describe_table().table_name(&self.config.table).send();
+        let answer = self.ask(Effect::Nothing, asked).await?;
+        let odd = || Error::new(Kind::Unexpected, "the answer describes no table");
+        answer.table.ok_or_else(odd)
+    }
+
+    /// What its replicas mean for leases: between Regions the last writer wins, and two would each grant the same one.
+    pub(crate) async fn replicas(&self, table: &TableDescription) -> Replicas {
+        let regions: Vec<_> = table.replicas().iter().filter_map(|r| r.region_name()).collect();
+        if regions.is_empty() {
+            return Replicas::None;
+        }
+        let here = self.client().await.config().region().map_or("", Region::as_ref);
+        match &self.config.leases_region {
+            Some(named) if named == here => Replicas::Here,
+            Some(named) => Replicas::Elsewhere(format!(
+                "leases of this table are for processes in {named} alone; this is {here}"
+            )),
+            None => Replicas::Elsewhere(format!(
+                "the table has replicas ({}), and the last writer wins between Regions: name the one Region that may use \
+                 leases, in every address, with &leases-region=",
+                regions.join(", ")
+            )),
+        }
     }
 
     /// Makes the table if it is missing and wanted, and waits for at most `longest` until it can be used.
@@ -139,17 +167,12 @@ impl Table {
     }
 
     async fn look(&self, client: &Client) -> Result<Seen> {
-        let described = client.describe_table().table_name(&self.config.table).send();
-        let description = match Box::pin(described).await {
-            Ok(answer) => answer.table,
-            Err(error) if self.config.create && is_missing(&error) => {
+        let table = match self.describe().await {
+            Err(error) if self.config.create && error.message().contains(NO_TABLE) => {
                 self.create(client).await?;
                 return Err(under_way("the table is being made"));
             }
-            Err(error) => return Err(explain(error, Effect::Nothing, self.patience)),
-        };
-        let Some(table) = description else {
-            return Err(Error::new(Kind::Unexpected, "the answer describes no table"));
+            described => described?,
         };
         match table.table_status() {
             Some(TableStatus::Creating) => {
@@ -170,7 +193,11 @@ impl Table {
         if self.config.create {
             self.switch_expiry_on(client).await;
         }
-        Ok(Seen { no_leases: self.no_leases(client, &table) })
+        let no_leases = match self.replicas(&table).await {
+            Replicas::None | Replicas::Here => None,
+            Replicas::Elsewhere(why) => Some(why),
+        };
+        Ok(Seen { no_leases })
     }
 
     async fn create(&self, client: &Client) -> Result<()> {
@@ -221,28 +248,6 @@ impl Table {
             tracing::warn!(%error, table, "the table's time to live could not be switched on");
         }
     }
-
-    /// Replicas take the last writer's word, and two Regions would each grant the same lease.
-    fn no_leases(&self, client: &Client, table: &TableDescription) -> Option<String> {
-        let regions: Vec<_> = table.replicas().iter().filter_map(|r| r.region_name()).collect();
-        if regions.is_empty() {
-            return None;
-        }
-        let here = client.config().region().map_or("", Region::as_ref);
-        if self.config.leases_region.as_deref() == Some(here) {
-            return None;
-        }
-        let others = regions.join(", ");
-        Some(match &self.config.leases_region {
-            None => format!(
-                "the table has replicas ({others}), and the last writer wins between Regions: name the one Region that \
-                 may use leases, in every address, with &leases-region="
-            ),
-            Some(named) => {
-                format!("leases of this table are for processes in {named} alone; this is {here}")
-            }
-        })
-    }
 }
 
 /// The key of the table.
@@ -264,10 +269,6 @@ fn difference(table: &TableDescription) -> Option<String> {
     let wanted = KEYS.map(|(name, kind)| format!("{name} S {}", kind.as_str()));
     (found != wanted)
         .then(|| format!("its key is ({}), not ({})", found.join(", "), wanted.join(", ")))
-}
-
-fn is_missing(error: &SdkError<DescribeTableError, HttpResponse>) -> bool {
-    error.code() == Some(NO_TABLE)
 }
 
 fn under_way(message: &str) -> Error {
