@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_secs(2);
 /// How often at the most.
 const SHORTEST: Duration = Duration::from_millis(500);
 /// How often a group with a mark is read although its mark is the same: a writer may have died between a change and its mark.
-const ALL: Duration = Duration::from_secs(60);
+const ALL: Duration = Duration::from_secs(300);
 
 /// Follows one group; see [`Store::watch`](servicekit_core::store::Store::watch).
 pub(crate) fn follow_group(dynamo: Dynamo, group: Group) -> BoxStream<'static, Result<Change>> {
