@@ -278,7 +278,13 @@ impl Waiter {
                     Err(error) if matches!(error.kind(), Kind::Lost | Kind::Conflict) => {
                         self.refresh().await?;
                     }
-                    answer => drop(answer?),
+                    answer => {
+                        let version = answer?;
+                        // A claim needs it, and no watch may tell.
+                        if let Some(row) = self.queue.tickets.get_mut(&self.ticket.name) {
+                            row.version = version;
+                        }
+                    }
                 }
                 self.touched = Some(sent);
             }
