@@ -52,7 +52,9 @@ async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
 
 fn subject(name: &'static str, endpoint: String, server: Arc<server::DynamoDb>) -> Subject {
     Subject::new(name, Time::Real, move |env| {
-        let dynamo = Dynamo::new(common::config(&endpoint), env, Limits::default());
+        // DynamoDB Local answers some two hundred requests a second, and sixteen cases ask at a time.
+        let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
+        let dynamo = Dynamo::new(common::config(&endpoint), env, limits);
         let server = server.clone();
         async move {
             dynamo.make_table().await?;

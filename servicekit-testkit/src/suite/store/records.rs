@@ -174,13 +174,13 @@ async fn of_many_puts_on_one_condition_one_wins(world: World) {
 
 async fn no_increment_is_lost(world: World) {
     const WRITERS: u32 = 5;
-    const EACH: u32 = 10;
+    let each = world.many(10, 5);
     let (store, key) = (world.store(), world.group("foo").key(name("a")));
     let put = world.put(&key, "0", Expect::Absent, Keep::Durable);
     store.put(&put).await.expect("put");
     let increments = async || {
         let mut done = 0;
-        while done < EACH {
+        while done < each {
             let record = store.get(&key).await.expect("get").expect("the record");
             let next = number(&record) + 1;
             let expect = Expect::At(record.version);
@@ -192,7 +192,7 @@ async fn no_increment_is_lost(world: World) {
     };
     world.soon("increments", join_all((0..WRITERS).map(|_| increments().boxed()))).await;
     let record = store.get(&key).await.expect("get").expect("the record");
-    assert_eq!(number(&record), WRITERS * EACH);
+    assert_eq!(number(&record), WRITERS * each);
 }
 
 fn number(record: &Record) -> u32 {
