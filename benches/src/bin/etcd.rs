@@ -107,7 +107,7 @@ async fn cycle(backend: &Backend) -> Result<()> {
     }
 }
 
-/// The requests of a cycle, with values of the same sizes: a lease and the head, the ticket, the head; the queue, the
+/// The requests of a cycle, with values of the same sizes: a lease and the head, the ticket, the head; the queue and the
 /// ticket's end, the head, and the lease given back.
 async fn bare_cycle(client: &Client, lease: i64) -> Result<()> {
     let (ticket, head) = ("/bare/default/lease/bench/t-123", "/bare/default/lease/bench/head");
@@ -125,10 +125,10 @@ async fn bare_cycle(client: &Client, lease: i64) -> Result<()> {
     kv.txn(put(head, 1000, 0)).await?;
     let options = GetOptions::new().with_prefix();
     let queue = TxnOp::get("/bare/default/lease/bench/", Some(options));
-    kv.txn(Txn::new().and_then([queue])).await?;
+    let listed = getting.txn(Txn::new().and_then([queue]));
     let compare = Compare::mod_revision(ticket, CompareOp::Greater, -1);
     let delete = TxnOp::delete(ticket, Some(DeleteOptions::new().with_prev_key()));
-    kv.txn(Txn::new().when([compare]).and_then([delete])).await?;
+    try_join(listed, kv.txn(Txn::new().when([compare]).and_then([delete]))).await?;
     let mut revoking = client.lease_client();
     tokio::spawn(async move { revoking.revoke(lease).await });
     kv.txn(put(head, 1000, 0)).await?;
