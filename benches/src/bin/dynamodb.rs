@@ -104,8 +104,8 @@ async fn cycle(backend: &Backend) -> Result<()> {
     }
 }
 
-/// The requests of a cycle, with values of the same sizes: the ticket and the head at once, the head; the queue, the ticket's
-/// end, the head.
+/// The requests of a cycle, with values of the same sizes: the ticket and the head at once, the head; the queue and the
+/// ticket's end at once, the head.
 async fn bare_cycle(client: &Client) -> Result<()> {
     let (ticket, head) = ("t-123", "head");
     let getting = client
@@ -119,7 +119,7 @@ async fn bare_cycle(client: &Client) -> Result<()> {
     })
     .await?;
     put(client, head, 1000).send().await?;
-    client
+    let listing = client
         .query()
         .table_name("fleet")
         .key_condition_expression("#group = :group AND #name > :mark")
@@ -127,18 +127,18 @@ async fn bare_cycle(client: &Client) -> Result<()> {
         .expression_attribute_names("#name", "name")
         .expression_attribute_values(":group", text("bare/lease/bench"))
         .expression_attribute_values(":mark", text("#"))
-        .consistent_read(true)
-        .send()
-        .await?;
-    client
+        .consistent_read(true);
+    let deleting = client
         .delete_item()
         .table_name("fleet")
         .key("group", text("bare/lease/bench"))
         .key("name", text(ticket))
         .condition_expression("attribute_exists(#group)")
-        .expression_attribute_names("#group", "group")
-        .send()
-        .await?;
+        .expression_attribute_names("#group", "group");
+    try_join(async { Ok(listing.send().await?) }, async {
+        Ok::<_, aws_sdk_dynamodb::Error>(deleting.send().await?)
+    })
+    .await?;
     put(client, head, 1000).send().await?;
     Ok(())
 }
