@@ -171,7 +171,7 @@ async fn a_watch_misses_nothing_that_happens_meanwhile(world: World) {
     let write = async {
         for _ in 0..writes {
             // A slow store need not take them all: who follows has a limit of time, too.
-            if world.now().since(began) > world.patience() / 3 {
+            if world.now().since(began) > world.patience() / 4 {
                 break;
             }
             let key = group.key(name(&format!("n{}", world.env.random.below(8))));
