@@ -62,13 +62,18 @@ fn from_json<T: DeserializeOwned>(record: &Record) -> Result<T> {
     }
     let refused = |message: String| Error::new(Kind::Unexpected, message).at(&record.key);
     let Format { v } = serde_json::from_slice(&record.value).map_err(|error| {
-        refused("the record is not one of servicekit's; remove it by hand".into()).because(error)
+        refused(
+            "the record is not one of servicekit's; once nobody uses it, remove it by hand".into(),
+        )
+        .because(error)
     })?;
     if v != FORMAT {
         return Err(refused(format!("the record has format {v}; this servicekit reads {FORMAT}")));
     }
-    serde_json::from_slice(&record.value)
-        .map_err(|error| refused("the record is damaged; remove it by hand".into()).because(error))
+    serde_json::from_slice(&record.value).map_err(|error| {
+        refused("the record is damaged; once nobody uses it, remove it by hand".into())
+            .because(error)
+    })
 }
 
 /// Records that cannot be used, each reported once.

@@ -118,7 +118,10 @@ fn old_version(endpoint: &str, version: &str) -> Option<Finding> {
 
 /// Looking at the members may need rights that servicekit's own work does not.
 fn denied(check: String, error: &Error) -> Finding {
-    Finding::fine(check, format!("this user may not see it ({})", error.message()))
+    if error.message().contains("permission denied") {
+        return Finding::fine(check, format!("this user may not see it ({})", error.message()));
+    }
+    Finding::problem(check, error.message(), "give the right user, password and certificates")
 }
 
 #[cfg(test)]

@@ -140,8 +140,9 @@ async fn a_renewal_counts_from_before_it_was_sent(world: World) {
 }
 
 async fn an_outage_shorter_than_the_ttl_loses_no_guard(world: World) {
-    let one = contender(&world, "one");
-    let ttl = world.ttl();
+    // Long enough that a busy machine does not make the outage longer than it.
+    let ttl = world.ttl() * world.many(1, 4);
+    let one = contender(&world, "one").term(Term::Attended { ttl });
     let guard = acquire(&one).await;
     for _ in 0..world.many(10, 2) {
         world.faulty.away();
