@@ -12,7 +12,10 @@ fn it_is_told_as_text_and_as_json() {
     assert!(done.stdout.starts_with(&format!("servicekit {} (", env!("CARGO_PKG_VERSION"))));
     let json = store.json("version -o json");
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(json["backends"], serde_json::json!(["etcd", "etcds", "local", "memory"]));
+    assert_eq!(
+        json["backends"],
+        serde_json::json!(["dynamodb", "etcd", "etcds", "local", "memory"])
+    );
     assert!(!store.path("store.db").exists(), "no store is needed to tell the version");
 }
 
@@ -38,8 +41,7 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
 fn a_store_that_is_not_known_names_the_feature_and_shows_no_password() {
     let store = Store::new();
     for (url, part) in [
-        ("dynamodb://a:secret@region/table", "feature `dynamodb`"),
-        ("dynamodb", "feature `dynamodb`"),
+        ("dynamodb://a:secret@region/table", "no user or key belongs"),
         ("couchdb://a:secret@h/db", "feature `couchdb`"),
         ("zookeeper://a:secret@h", "no backend is called \"zookeeper\""),
         ("Not A Url:secret@h", "not the URL"),
