@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use servicekit_core::{Env, Random, store::Limits};
 use servicekit_dynamo::Dynamo;
@@ -37,7 +37,7 @@ async fn slow_network(server: &Arc<server::DynamoDb>) -> Subject {
     ];
     let proxy = Proxy::start(&server.endpoint()).await;
     let endpoint = proxy.endpoint();
-    tokio::spawn(fail_now_and_then(proxy, &SLOW));
+    fail_now_and_then(proxy, &SLOW);
     subject("slow-network", endpoint, server.clone())
 }
 
@@ -46,7 +46,7 @@ async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
     const FAILING: [Mode; 3] = [Mode::LoseAnswers, Mode::Cut, Mode::Silence];
     let proxy = Proxy::start(&server.endpoint()).await;
     let endpoint = proxy.endpoint();
-    tokio::spawn(fail_now_and_then(proxy, &FAILING));
+    fail_now_and_then(proxy, &FAILING);
     subject("failing-network", endpoint, server.clone()).failing()
 }
 
@@ -63,25 +63,9 @@ fn subject(name: &'static str, endpoint: String, server: Arc<server::DynamoDb>) 
     })
 }
 
-/// Something happens to all connections for a moment, and then they are well for a while.
-fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) -> impl Future<Output = ()> {
-    let env = Env::system();
-    let seed = env.random.below(1 << 32);
+/// As a seed says that is printed.
+fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) {
+    let seed = Env::system().random.below(1 << 32);
     println!("{faults:?} with seed {seed}");
-    let random = Random::seeded(seed);
-    async move {
-        loop {
-            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
-            let many = u64::try_from(faults.len()).unwrap_or(1);
-            let fault = faults[usize::try_from(random.below(many)).unwrap_or(0)];
-            proxy.set(fault);
-            env.clock.sleep(Duration::from_millis(10 + random.below(100))).await;
-            if fault == Mode::LoseAnswers {
-                // An answer that is missing is never made good; a network would not let the connection go on either.
-                proxy.set(Mode::Cut);
-                env.clock.sleep(Duration::from_millis(5)).await;
-            }
-            proxy.set(Mode::Pass);
-        }
-    }
+    proxy.fail_now_and_then(faults, Random::seeded(seed));
 }

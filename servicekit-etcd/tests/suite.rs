@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use etcd_client::Client;
 use servicekit_core::{Env, Random, store::Limits};
@@ -67,7 +67,7 @@ async fn behind_a_network(faults: &'static [Mode]) -> Option<(String, server::Et
     let server = server::Etcd::start()?;
     let proxy = Proxy::start(&server.endpoints()).await;
     let address = format!("//{}", proxy.endpoint());
-    tokio::spawn(fail_now_and_then(proxy, faults));
+    fail_now_and_then(proxy, faults);
     Some((address, server))
 }
 
@@ -81,25 +81,9 @@ fn subject(name: &'static str, address: String, keep: impl Send + Sync + 'static
     })
 }
 
-/// Something happens to all connections for a moment, and then they are well for a while.
-fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) -> impl Future<Output = ()> {
-    let env = Env::system();
-    let seed = env.random.below(1 << 32);
+/// As a seed says that is printed.
+fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) {
+    let seed = Env::system().random.below(1 << 32);
     println!("{faults:?} with seed {seed}");
-    let random = Random::seeded(seed);
-    async move {
-        loop {
-            env.clock.sleep(Duration::from_millis(200 + random.below(600))).await;
-            let many = u64::try_from(faults.len()).unwrap_or(1);
-            let fault = faults[usize::try_from(random.below(many)).unwrap_or(0)];
-            proxy.set(fault);
-            env.clock.sleep(Duration::from_millis(10 + random.below(100))).await;
-            if fault == Mode::LoseAnswers {
-                // What is missing in the middle of a stream is never made good; a network would not let it go on either.
-                proxy.set(Mode::Cut);
-                env.clock.sleep(Duration::from_millis(5)).await;
-            }
-            proxy.set(Mode::Pass);
-        }
-    }
+    proxy.fail_now_and_then(faults, Random::seeded(seed));
 }

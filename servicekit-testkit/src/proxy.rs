@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use servicekit_core::Random;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -79,6 +80,26 @@ impl Proxy {
     /// Does something else from now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// From now on something happens to all connections for a moment, one of these faults each, and then they are well for
+    /// a while.
+    pub fn fail_now_and_then(self, faults: &'static [Mode], random: Random) {
+        let many = u64::try_from(faults.len()).unwrap_or(1);
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_millis(200 + random.below(600))).await;
+                let fault = faults[usize::try_from(random.below(many)).unwrap_or(0)];
+                self.set(fault);
+                sleep(Duration::from_millis(10 + random.below(100))).await;
+                if fault == Mode::LoseAnswers {
+                    // What is missing in a stream is never made good; a network would not let the connection go on either.
+                    self.set(Mode::Cut);
+                    sleep(Duration::from_millis(5)).await;
+                }
+                self.set(Mode::Pass);
+            }
+        });
     }
 
     /// What went through since the last call.
