@@ -49,6 +49,36 @@ pub enum Retry {
     Exhausted,
 }
 
+/// Whether a request of a store changes something: then an answer that was lost leaves it unknown. For who writes a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third")]
+pub enum Effect {
+    /// It only reads, or sending it twice does what sending it once does.
+    Nothing,
+    /// It may change a record.
+    Write,
+}
+
+impl Effect {
+    /// What to do after a request whose fate is not known.
+    #[must_use]
+    pub fn unsettled(self) -> Retry {
+        match self {
+            Self::Nothing => Retry::Safe,
+            Self::Write => Retry::Unknown,
+        }
+    }
+
+    /// What to do after a refusal that nobody knows: a read would be refused again, and a write may have been applied.
+    #[must_use]
+    pub fn unsettled_or_never(self) -> Retry {
+        match self {
+            Self::Nothing => Retry::Never,
+            Self::Write => Retry::Unknown,
+        }
+    }
+}
+
 /// What failed, where, and whether to try again.
 ///
 /// `Display` is one line without the source; walk [`StdError::source`] for the cause.

@@ -27,7 +27,7 @@ mod random;
 pub use backend::{Backend, Capabilities, Doctor, Finding, Severity};
 pub use cert::CertStore;
 pub use clock::{Clock, Env, Instant, Timestamp};
-pub use error::{Error, Kind, Result, Retry};
+pub use error::{Effect, Error, Kind, Result, Retry};
 pub use instance::{Instance, State};
 pub use lease::LeaseProvider;
 pub use name::{Invalid, Label, Name, Namespace, ServiceId};

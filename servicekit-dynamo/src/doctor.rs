@@ -7,9 +7,9 @@ use aws_sdk_dynamodb::types::{
     BillingMode, PointInTimeRecoveryStatus, TableDescription, TimeToLiveStatus,
 };
 use futures_util::join;
-use servicekit_core::{Doctor, Error, Finding, Kind};
+use servicekit_core::{Doctor, Effect, Error, Finding, Kind};
 
-use crate::{error::Effect, records::EXPIRES, store::Dynamo, table::Replicas};
+use crate::{records::EXPIRES, store::Dynamo, table::Replicas};
 
 /// Examines the table, and then what core examines of every store.
 #[derive(Debug)]

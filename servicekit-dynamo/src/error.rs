@@ -7,26 +7,7 @@ use aws_sdk_dynamodb::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
-use servicekit_core::{Error, Kind, Retry};
-
-/// Whether a request changes something: then an answer that was lost leaves it unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// It only reads, or sending it twice does what sending it once does.
-    Nothing,
-    /// It may change a record.
-    Write,
-}
-
-impl Effect {
-    /// What to do after a request whose fate is not known.
-    fn unsettled(self) -> Retry {
-        match self {
-            Self::Nothing => Retry::Safe,
-            Self::Write => Retry::Unknown,
-        }
-    }
-}
+use servicekit_core::{Effect, Error, Kind, Retry};
 
 /// The code of a condition that did not hold.
 pub(crate) const CONDITION: &str = "ConditionalCheckFailedException";
@@ -160,16 +141,6 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
         (code, said) => format!("{advice} ({code}: {said})"),
     };
     Error::new(kind, message).retry_as(retry)
-}
-
-impl Effect {
-    /// An answer that nobody knows may mean anything for a write.
-    fn unsettled_or_never(self) -> Retry {
-        match self {
-            Self::Nothing => Retry::Never,
-            Self::Write => Retry::Unknown,
-        }
-    }
 }
 
 /// The error for a request that never left: there was no connection to send it on, or nobody to sign it.

@@ -11,13 +11,12 @@ use aws_sdk_dynamodb::{
 };
 use futures_util::{future::try_join_all, stream::BoxStream};
 use servicekit_core::{
-    Capabilities, Env, Error, Kind, Result,
+    Capabilities, Effect, Env, Error, Kind, Result,
     store::{Change, Expect, Group, Keep, Key, Life, Limits, Put, Record, Store, Version, WriteId},
 };
 
 use crate::{
     config::Config,
-    error::Effect,
     records::{
         ENDS_MS, EXPIRES, GROUP, Item, KEPT, MARK, NAME, Strangers, TTL_MS, TTL_S, VALUE, VERSION,
         WRITE, decode, decode_value, encode, integer, is_marked, is_of_a_lease, key_of, mark_of,

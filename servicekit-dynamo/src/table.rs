@@ -12,12 +12,12 @@ use aws_sdk_dynamodb::{
         TableDescription, TableStatus, TimeToLiveSpecification,
     },
 };
-use servicekit_core::{Env, Error, Kind, Result, Retry, store::Limits};
+use servicekit_core::{Effect, Env, Error, Kind, Result, Retry, store::Limits};
 use tokio::sync::OnceCell;
 
 use crate::{
     config::Config,
-    error::{Effect, NO_TABLE, explain},
+    error::{NO_TABLE, explain},
     records::{EXPIRES, GROUP, NAME},
     time::StoreClock,
 };

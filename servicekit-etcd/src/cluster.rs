@@ -15,13 +15,13 @@ use etcd_client::{
 };
 use futures_util::future::join_all;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use servicekit_core::{Env, Error, Kind, Result, clock::timeout, store::Limits};
+use servicekit_core::{Effect, Env, Error, Kind, Result, clock::timeout, store::Limits};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::{
     config::{Config, Tls, refuse_exposed},
-    error::{Effect, explain, is_of_this_login, is_of_this_member, silent},
+    error::{explain, is_of_this_login, is_of_this_member, silent},
 };
 
 /// How long a connection may be silent before it is asked for a sign of life, and how long that may take. etcd cuts off

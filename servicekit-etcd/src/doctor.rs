@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use async_trait::async_trait;
 use etcd_client::{AlarmAction, AlarmType, Client, ResponseHeader, StatusResponse};
 use futures_util::join;
-use servicekit_core::{Doctor, Error, Finding, Kind};
+use servicekit_core::{Doctor, Effect, Error, Finding, Kind};
 
-use crate::{error::Effect, store::Etcd};
+use crate::store::Etcd;
 
 /// Examines the members, and then what core examines of every store.
 #[derive(Debug)]

@@ -3,27 +3,8 @@
 use std::{error::Error as StdError, time::Duration};
 
 use etcd_client::Error as EtcdError;
-use servicekit_core::{Error, Kind, Retry};
+use servicekit_core::{Effect, Error, Kind, Retry};
 use tonic::{Code, Status};
-
-/// Whether a request changes something: then an answer that was lost leaves it unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// It only reads, or sending it twice does what sending it once does.
-    Nothing,
-    /// It may change a record.
-    Write,
-}
-
-impl Effect {
-    /// What to do after a request whose fate is not known.
-    fn unsettled(self) -> Retry {
-        match self {
-            Self::Nothing => Retry::Safe,
-            Self::Write => Retry::Unknown,
-        }
-    }
-}
 
 /// The error for a request that failed.
 pub(crate) fn explain(error: EtcdError, effect: Effect) -> Error {
@@ -47,7 +28,7 @@ pub(crate) fn explain(error: EtcdError, effect: Effect) -> Error {
                 .because(error)
         }
         other => Error::new(Kind::Unexpected, "etcd's client failed")
-            .retry_as(if effect == Effect::Write { Retry::Unknown } else { Retry::Never })
+            .retry_as(effect.unsettled_or_never())
             .because(other),
     }
 }
@@ -76,9 +57,11 @@ pub(crate) fn is_of_this_member(error: &EtcdError) -> bool {
 
 /// Whether the login has ended, and not the right to log in. Such a request was not looked at any further.
 pub(crate) fn is_of_this_login(error: &EtcdError) -> bool {
-    let over = ["invalid auth token", "revision of auth store is old"];
-    matches!(error, EtcdError::GRpcStatus(status)
-        if over.iter().any(|over| status.message().contains(over)))
+    matches!(error, EtcdError::GRpcStatus(status) if tells_of_an_ended_login(status.message()))
+}
+
+fn tells_of_an_ended_login(said: &str) -> bool {
+    said.contains("invalid auth token") || said.contains("revision of auth store is old")
 }
 
 fn from_status(status: Status, effect: Effect) -> Error {
@@ -101,7 +84,7 @@ fn from_status(status: Status, effect: Effect) -> Error {
         _ if said.contains("too many requests") => {
             (Kind::Throttled, Safe, "the cluster cannot keep up")
         }
-        _ if said.contains("invalid auth token") || said.contains("auth store is old") => {
+        _ if tells_of_an_ended_login(said) => {
             (Kind::Unavailable, Safe, "the login has ended; logging in again")
         }
         _ if said.contains("compacted") => {

@@ -15,14 +15,13 @@ use etcd_client::{
 };
 use futures_util::{join, stream::BoxStream};
 use servicekit_core::{
-    Capabilities, Env, Error, Kind, Result, Retry,
+    Capabilities, Effect, Env, Error, Kind, Result, Retry,
     store::{Change, Expect, Group, Keep, Key, Life, Limits, Put, Record, Store, Version, WriteId},
 };
 
 use crate::{
     cluster::{Cluster, MAX_ANSWER_BYTES},
     config::Config,
-    error::Effect,
     records::{self, Layout, decode, encode},
     watch,
 };

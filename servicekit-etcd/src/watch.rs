@@ -6,14 +6,14 @@ use async_stream::stream;
 use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures_util::stream::BoxStream;
 use servicekit_core::{
-    Error, Kind, Result, Retry,
+    Effect, Error, Kind, Result, Retry,
     clock::timeout,
     store::{Change, Group},
 };
 
 use crate::{
     cluster::MAX_ANSWER_BYTES,
-    error::{Effect, explain, is_of_this_member},
+    error::{explain, is_of_this_member},
     records::decode,
     store::Etcd,
 };
