@@ -63,6 +63,14 @@ pub trait Doctor: fmt::Debug + Send + Sync + 'static {
     ///
     /// Dropping the future may leave a scratch record behind, which ends by itself.
     async fn examine(&self) -> Vec<Finding>;
+
+    /// Makes what the store should have and everyday commands may not make, such as roles; then what was done. What is there
+    /// already stays as it is. What goes wrong is a finding, never an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a part of it made; doing it again makes the rest.
+    async fn set_up(&self) -> Vec<Finding>;
 }
 
 /// One thing that a doctor looked at.

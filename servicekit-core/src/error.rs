@@ -172,6 +172,12 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(self.kind(), Kind::Throttled | Kind::Timeout | Kind::Unavailable)
     }
+
+    /// Whether the store refuses for good: waiting is in vain, but whoever starts the process again, set up otherwise, may get in.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind(), Kind::Denied | Kind::Invalid | Kind::Unsupported)
+    }
 }
 
 impl fmt::Display for Error {

@@ -19,6 +19,9 @@ use crate::{Capabilities, Label, Name, Result, ServiceId, Timestamp};
 /// The largest number of slots of one lease.
 pub const MOST_SLOTS: u32 = 64;
 
+/// The longest note of a holder, in bytes: each change of the lease writes it again.
+pub const MOST_NOTE: usize = 128;
+
 /// Grants slots of named leases, first come, first served.
 ///
 /// - At most `slots` grants stand at a time. A grant is recorded in the store, and only leaving, expiry or eviction ends it.
@@ -37,9 +40,9 @@ pub trait LeaseProvider: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `Invalid` when the lease has another number of slots, or the ttl is below [`Capabilities::min_ttl`];
-    /// `Unsupported` where the store cannot promise exclusion; those of reaching the store. After a failure a ticket that
-    /// nobody knows may be left; it misses its turn and ends by itself.
+    /// `Invalid` when the lease has another number of slots, the ttl is below [`Capabilities::min_ttl`], or the note is longer
+    /// than [`MOST_NOTE`]; `Unsupported` where the store cannot promise exclusion; those of reaching the store. After a
+    /// failure a ticket that nobody knows may be left; it misses its turn and ends by itself.
     ///
     /// # Cancel safety
     ///
@@ -127,7 +130,7 @@ pub struct Request {
     pub slots: u32,
     /// How long the caller will wait; `None` does not wait.
     pub wait: Option<Duration>,
-    /// What the holder wants others to see.
+    /// What the holder wants others to see, in at most [`MOST_NOTE`] bytes.
     pub note: String,
 }
 

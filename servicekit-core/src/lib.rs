@@ -9,6 +9,7 @@
 //!
 //! Time and randomness are injected through [`Env`], so that every promise can be tested.
 
+pub mod address;
 pub mod cert;
 pub mod clock;
 pub mod discovery;

@@ -7,6 +7,7 @@
 //! | `NS/instances/LABEL` | one per instance, ephemeral | [`instances`] |
 //! | `NS/lease/NAME` | `head`, durable; one per ticket, ephemeral | [`queue`] |
 //! | `NS/certs` | one per name, durable | sealed bytes |
+//! | `NS/scratch` | what the [`examiner`] tries, ephemeral | a format number |
 
 mod certs;
 mod examiner;
@@ -14,6 +15,7 @@ mod instances;
 mod leases;
 mod merge;
 mod queue;
+mod sweep;
 mod waiter;
 
 use std::{
@@ -61,19 +63,13 @@ fn from_json<T: DeserializeOwned>(record: &Record) -> Result<T> {
         v: u32,
     }
     let refused = |message: String| Error::new(Kind::Unexpected, message).at(&record.key);
-    let Format { v } = serde_json::from_slice(&record.value).map_err(|error| {
-        refused(
-            "the record is not one of servicekit's; once nobody uses it, remove it by hand".into(),
-        )
-        .because(error)
-    })?;
+    let Format { v } = serde_json::from_slice(&record.value)
+        .map_err(|error| refused("the record is not one of servicekit's".into()).because(error))?;
     if v != FORMAT {
         return Err(refused(format!("the record has format {v}; this servicekit reads {FORMAT}")));
     }
-    serde_json::from_slice(&record.value).map_err(|error| {
-        refused("the record is damaged; once nobody uses it, remove it by hand".into())
-            .because(error)
-    })
+    serde_json::from_slice(&record.value)
+        .map_err(|error| refused("the record is damaged".into()).because(error))
 }
 
 /// Records that cannot be used, each reported once.

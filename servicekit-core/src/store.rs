@@ -23,6 +23,7 @@
 mod follow;
 mod memory;
 mod reliable;
+mod time;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use futures_util::stream::BoxStream;
 pub use follow::{Shows, follow};
 pub use memory::{Memory, Profile};
 pub use reliable::{Limits, Reliable};
+pub use time::StoreClock;
 
 use crate::{Capabilities, Name, Namespace, Random, Result};
 

@@ -8,7 +8,7 @@ use futures_util::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Grant, Granted, LeaseProvider, Request, Standing, Term, Ticket, Token};
+use super::{Grant, Granted, LeaseProvider, Request, Standing, TURN, Term, Ticket, Token};
 use crate::{Env, Error, Instant, Kind, Label, Result};
 
 /// What obtaining a lease ended in.
@@ -43,6 +43,9 @@ pub enum Progress<'a> {
 
 /// Obtains a lease: joins its queue and waits for as long as the request says, also while the store is away.
 ///
+/// A request that does not wait waits nevertheless, for two turns at most, where a slot is free but kept for somebody who has
+/// not claimed it: whoever died with its turn would keep it, if nobody waited.
+///
 /// `tell` is called on the way. For a lease that is kept by this process use [`acquire`].
 ///
 /// # Errors
@@ -60,14 +63,15 @@ pub async fn obtain(
     env: &Env,
     mut tell: impl FnMut(Progress<'_>) + Send,
 ) -> Result<Obtained> {
-    let deadline = env.clock.now() + request.wait.unwrap_or_default().min(FOREVER);
+    let mut wait = request.wait;
+    let mut deadline = env.clock.now() + wait.unwrap_or_default().min(FOREVER);
+    let all_held = |holders: &[Grant]| holders.len() >= request.slots as usize;
     let mut outage = Outage::default();
     let mut holders = Vec::new();
     loop {
         let left = deadline.since(env.clock.now());
-        let attempt = Request { wait: request.wait.map(|_| left), ..request.clone() };
-        let joining =
-            until(env, request.wait.map(|_| deadline), provider.join(lease, &attempt)).await;
+        let attempt = Request { wait: wait.map(|_| left), ..request.clone() };
+        let joining = until(env, wait.map(|_| deadline), provider.join(lease, &attempt)).await;
         let (ticket, mut standing) = match joining {
             None => {
                 // Nothing was heard in all that time: that is no answer to give.
@@ -90,7 +94,21 @@ pub async fn obtain(
         loop {
             match standing {
                 Standing::Granted(granted) => return Ok(Obtained::Granted(ticket, granted)),
-                Standing::Refused { holders } => return Ok(Obtained::NotGranted { holders }),
+                Standing::Refused { holders } if wait.is_some() || all_held(&holders) => {
+                    return Ok(Obtained::NotGranted { holders });
+                }
+                // A slot is free, and kept: who it is kept for claims it at once, or never.
+                Standing::Refused { .. } => {
+                    (wait, deadline) = (Some(TURN * 2), env.clock.now() + TURN * 2);
+                    break;
+                }
+                Standing::Waiting { holders, .. }
+                    if request.wait.is_none() && all_held(&holders) =>
+                {
+                    drop(standings);
+                    leave(provider, &ticket, env).await;
+                    return outage.end(holders);
+                }
                 // Its turn was missed, or it was not renewed during an outage: stand in line again.
                 Standing::Gone => break,
                 Standing::Waiting { ahead, holders: now } => {

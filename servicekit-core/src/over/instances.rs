@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, Index, Oddities, merge::Merge, put_json};
+use super::{FORMAT, Index, Oddities, merge::Merge, put_json, sweep::sweep};
 use crate::{
     Capabilities, Env, Error, Instance, Kind, Label, Name, Namespace, Registry, Result, Retry,
     ServiceId, Timestamp,
@@ -98,6 +98,8 @@ impl Instances {
             return Ok(());
         }
         self.index.add(&self.env.random, label.into()).await?;
+        // Once for each process, which makes few instances.
+        sweep(&self.store, &self.env, &self.instances(label)).await;
         indexed().insert(label.clone());
         Ok(())
     }
@@ -158,6 +160,8 @@ impl Registry for Instances {
     }
 
     async fn open(&self, node: &str, ttl: Duration) -> Result<Session> {
+        // Whoever opens another session may have lost the first with everything else.
+        self.indexed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let least = self.capabilities().min_ttl;
         if ttl < least {
             let message =
@@ -189,6 +193,7 @@ impl Registry for Instances {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 Err(error) => return Err(error),
                 Ok(_) => {
+                    sweep(&self.store, &self.env, &self.sessions()).await;
                     let reference = SessionRef { name, nonce: value.nonce };
                     return Ok(Session::new(reference, ttl, put.write));
                 }

@@ -34,8 +34,8 @@ pub(super) struct Merge {
     server_expiry: bool,
     instances: BTreeMap<Name, Written>,
     sessions: BTreeMap<Name, Known>,
-    /// Until then nobody is declared lost: the store was away, and nodes could not beat.
-    grace: Option<Instant>,
+    /// Until when each instance is not declared lost: the store was away, and its node could not beat.
+    graces: BTreeMap<Name, Instant>,
     shown: BTreeMap<Name, Arc<Instance>>,
     last_session: Option<Arc<SessionRef>>,
     /// When all instances were last judged.
@@ -83,7 +83,7 @@ impl Merge {
         label: Label,
         server_expiry: bool,
     ) -> Self {
-        let (instances, sessions, shown, doubts) = Default::default();
+        let (instances, sessions, shown, doubts, graces) = Default::default();
         Self {
             clock,
             oddities,
@@ -91,7 +91,7 @@ impl Merge {
             server_expiry,
             instances,
             sessions,
-            grace: None,
+            graces,
             shown,
             last_session: None,
             judged: Instant::from_boot(Duration::ZERO),
@@ -161,7 +161,7 @@ impl Merge {
                             afresh = true;
                         }
                         if std::mem::take(&mut is_away) {
-                            self.grace = Some(self.clock.now() + self.longest_ttl());
+                            self.begin_graces();
                         }
                         if of_instances { self.take_instance(change) } else { self.take_session(change) }
                     }
@@ -175,7 +175,7 @@ impl Merge {
                 let touched = if is_due { Touched::Many } else { touched };
                 if afresh || matches!(touched, Touched::Many) {
                     self.judged = now;
-                    self.grace = self.grace.filter(|until| now < *until);
+                    self.graces.retain(|_, until| now < *until);
                     self.doubts.retain(|_, until| now < *until);
                 }
                 if std::mem::take(&mut afresh) {
@@ -267,6 +267,7 @@ impl Merge {
             None => {
                 self.instances.remove(&name);
                 self.doubts.remove(&name);
+                self.graces.remove(&name);
             }
         }
     }
@@ -283,6 +284,18 @@ impl Merge {
         self.sessions.insert(name, Known { nonce: value.nonce, ttl, ends });
     }
 
+    /// Gives who was alive when it was judged last, before the store was away, one ttl of its session to beat again. Who was
+    /// not has no more time than it had: or each outage would keep the dead for another ttl.
+    fn begin_graces(&mut self) {
+        let now = self.clock.now();
+        let alive = self.instances.iter().filter_map(|(name, written)| {
+            let known = self.session(&written.session).filter(|known| known.lives(self.judged))?;
+            Some((name.clone(), now + known.ttl))
+        });
+        let alive: Vec<_> = alive.collect();
+        self.graces.extend(alive);
+    }
+
     /// An instance as it is to be shown; `None` while that is in doubt and it was never shown.
     fn judge(&self, name: &Name, written: &Written, now: Instant) -> Option<Arc<Instance>> {
         let instance = &written.instance;
@@ -290,7 +303,8 @@ impl Merge {
             return Some(instance.clone());
         }
         let shown = self.shown.get(name);
-        if self.grace.is_some() && shown.is_some_and(|shown| shown.state != State::Lost) {
+        let has_grace = self.graces.get(name).is_some_and(|until| now < *until);
+        if has_grace && shown.is_some_and(|shown| shown.state != State::Lost) {
             return Some(instance.clone());
         }
         if self.doubts.get(name).is_some_and(|until| now < *until) {
@@ -301,9 +315,11 @@ impl Merge {
     }
 
     fn lives(&self, session: &SessionRef, now: Instant) -> bool {
-        self.sessions
-            .get(&session.name)
-            .is_some_and(|known| known.nonce == session.nonce && known.lives(now))
+        self.session(session).is_some_and(|known| known.lives(now))
+    }
+
+    fn session(&self, session: &SessionRef) -> Option<&Known> {
+        self.sessions.get(&session.name).filter(|known| known.nonce == session.nonce)
     }
 
     /// The names of the instances that may have to be shown anew.
@@ -340,15 +356,11 @@ impl Merge {
         }
     }
 
-    /// When the next session ends, or the grace.
+    /// When the next session ends, or a doubt or a grace.
     fn next_end(&self) -> Option<Instant> {
         let ends = self.sessions.values().filter_map(|session| session.ends);
-        let doubts = self.doubts.values().copied();
-        ends.chain(doubts).filter(|at| *at > self.judged).chain(self.grace).min()
-    }
-
-    fn longest_ttl(&self) -> Duration {
-        self.sessions.values().map(|session| session.ttl).max().unwrap_or(Duration::from_secs(10))
+        let given = self.doubts.values().chain(self.graces.values()).copied();
+        ends.chain(given).filter(|at| *at > self.judged).min()
     }
 }
 

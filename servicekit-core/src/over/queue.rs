@@ -20,8 +20,10 @@ use crate::{
 /// The name of the head's record.
 pub(super) const HEAD: &str = "head";
 
-/// Past grants that the head remembers.
+/// Past grants that the head remembers, and how long the names of their holders may be together: every change of the head
+/// writes them all again, and a store may ask more for each kilobyte.
 const REMEMBERED: usize = 16;
+const REMEMBERED_BYTES: usize = 320;
 
 /// The head of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +144,15 @@ impl Queue {
     pub(super) fn put(&mut self, record: &Record, oddities: &Oddities) -> Result<()> {
         let name = &record.key.name;
         if name.as_str() == HEAD {
-            self.head = Some((from_json(record)?, record.version.clone()));
+            let head = from_json(record).map_err(|error| {
+                let message = format!(
+                    "{}; while it is like this nothing is granted: restore the record, or stop all who hold or wait for \
+                     the lease, and only then delete it",
+                    error.message()
+                );
+                Error::new(error.kind(), message).at(&record.key).because(error)
+            });
+            self.head = Some((head?, record.version.clone()));
         } else if let Some(value) = oddities.skip(record) {
             let (version, life) = (record.version.clone(), record.life);
             self.tickets
@@ -315,8 +325,13 @@ impl Head {
         let HeadGrant { holder, token, evicted, .. } = self.grants.remove(at);
         let how = evicted.unwrap_or(how);
         self.past.push(HeadPast { holder, token, ended: wall, how });
-        let surplus = self.past.len().saturating_sub(REMEMBERED);
-        self.past.drain(..surplus);
+        let mut bytes = 0;
+        let fits = |past: &&HeadPast| {
+            bytes += past.holder.as_str().len();
+            bytes <= REMEMBERED_BYTES
+        };
+        let remembered = self.past.iter().rev().take(REMEMBERED).take_while(fits).count();
+        self.past.drain(..self.past.len() - remembered);
         true
     }
 
@@ -350,6 +365,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lease::MOST_NOTE;
 
     fn value(nonce: usize, number: Option<u64>) -> TicketValue {
         TicketValue {
@@ -469,6 +485,24 @@ mod tests {
         let head: Head = serde_json::from_str(json).unwrap();
         let again = serde_json::to_value(&head).unwrap();
         assert_eq!(again["colour"], "red");
+    }
+
+    #[test]
+    fn a_head_is_small_whatever_its_holders_are_called() {
+        let wall = Timestamp::from_millis(1_795_263_002_000);
+        for length in [1, 20, 43, 128] {
+            let mut head = Head::new(1);
+            for n in 0..20 {
+                let holder = format!("{n:0>length$}").parse().unwrap();
+                let value = TicketValue { holder, note: "n".repeat(MOST_NOTE), ..value(n, None) };
+                let ticket = TicketRef { nonce: "f".repeat(32), ..row(n, None).reference() };
+                head.grant(ticket.clone(), &value, wall).unwrap();
+                let json = serde_json::to_string(&head).unwrap();
+                assert!(json.len() < 1500, "{length}: {} bytes: {json}", json.len());
+                head.end(&ticket, Ending::Left, wall);
+            }
+            assert!(head.past.len() == if length > 20 { 320 / length } else { REMEMBERED });
+        }
     }
 
     #[test]

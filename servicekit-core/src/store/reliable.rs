@@ -12,7 +12,7 @@ use crate::{Capabilities, Env, Error, Kind, Result, Retry, clock::timeout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "made by callers")]
 pub struct Limits {
-    /// For one request.
+    /// For one request. (A list has as long as the whole operation: it may be many requests, which a backend limits itself.)
     pub attempt: Duration,
     /// For one operation with all its attempts; none begins after it.
     pub total: Duration,
@@ -36,6 +36,8 @@ pub struct Reliable {
 /// The pause before the second attempt; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The same for a store that asks to slow down: many are told so at once, and few of them may ask again soon.
+const LONGEST_THROTTLED: Duration = Duration::from_secs(4);
 
 impl Reliable {
     /// Wraps a store that is called `name` in errors.
@@ -50,6 +52,19 @@ impl Reliable {
         &self,
         operation: &'static str,
         key: &(impl std::fmt::Display + Sync),
+        attempt: impl FnMut(bool) -> F + Send,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        self.retry_within(self.limits.attempt, operation, key, attempt).await
+    }
+
+    async fn retry_within<T, F>(
+        &self,
+        longest: Duration,
+        operation: &'static str,
+        key: &(impl std::fmt::Display + Sync),
         mut attempt: impl FnMut(bool) -> F + Send,
     ) -> Result<T>
     where
@@ -60,20 +75,21 @@ impl Reliable {
         let mut pause = FIRST_PAUSE;
         let mut unsettled = false;
         loop {
-            let result = timeout(clock, self.limits.attempt, attempt(unsettled)).await;
+            let result = timeout(clock, longest, attempt(unsettled)).await;
             let error = match result {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
-                Err(_) => {
-                    Error::new(Kind::Timeout, format!("no answer within {:?}", self.limits.attempt))
-                        .retry_as(Retry::Unknown)
-                }
+                Err(_) => Error::new(Kind::Timeout, format!("no answer within {longest:?}"))
+                    .retry_as(Retry::Unknown),
             };
             let error = error.during(operation).on(self.name).at(key);
             tracing::debug!(%error, kind = ?error.kind(), retry = ?error.retry(), "attempt failed");
             unsettled |= error.retry() == Retry::Unknown;
             let next = clock.now() + pause;
             match error.retry() {
+                Retry::Never | Retry::Exhausted if unsettled && !settles(&error) => {
+                    return Err(given_up(error, unsettled));
+                }
                 Retry::Never | Retry::Exhausted => return Err(error),
                 Retry::Safe | Retry::Unknown if next >= deadline => {
                     return Err(given_up(error, unsettled));
@@ -81,9 +97,30 @@ impl Reliable {
                 Retry::Safe | Retry::Unknown => {}
             }
             clock.sleep(self.env.random.jitter(pause, 0.5)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            let is_throttled = error.kind() == Kind::Throttled;
+            pause = (pause * 2).min(if is_throttled { LONGEST_THROTTLED } else { LONGEST_PAUSE });
         }
     }
+
+    /// Puts what `draw` makes for each attempt, and returns what that was for the one that was answered.
+    ///
+    /// The same put, sent twice, can be applied twice where a record may be absent again in between. Something else each time
+    /// leaves something of its own at worst.
+    pub(crate) async fn put_anew<T: Send>(
+        &self,
+        group: &Group,
+        mut draw: impl FnMut() -> Result<(Put, T)> + Send,
+    ) -> Result<(T, Version)> {
+        self.retry("put", group, |_| {
+            let drawn = draw();
+            async move {
+                let (put, what) = drawn?;
+                Ok((what, self.store.put(&put).await?))
+            }
+        })
+        .await
+    }
+
     /// Puts, and tells whether this very call did: otherwise a put of the same write id was found there, which may be an
     /// earlier one.
     pub(crate) async fn put_once(&self, put: &Put) -> Result<(Version, bool)> {
@@ -103,6 +140,11 @@ impl Reliable {
         })
         .await?
     }
+}
+
+/// Whether it tells what became of the record, and so of an earlier attempt that was not answered.
+fn settles(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Conflict | Kind::Lost | Kind::NotFound | Kind::Superseded)
 }
 
 /// What the caller gets when the time is over: `Unknown` stays unknown.
@@ -141,7 +183,7 @@ impl Store for Reliable {
 
     async fn list(&self, groups: &[Group]) -> Result<Vec<Record>> {
         let what = groups.first().map_or("nothing", Group::as_str);
-        self.retry("list", &what, |_| self.store.list(groups)).await
+        self.retry_within(self.limits.total, "list", &what, |_| self.store.list(groups)).await
     }
 
     fn watch(&self, group: &Group) -> BoxStream<'static, Result<Change>> {

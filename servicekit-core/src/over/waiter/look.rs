@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 
 use super::{TicketRow, Waiter};
 use crate::{
-    Instant, Name, Result,
+    Env, Error, Instant, Kind, Name, Result,
     over::queue::{HEAD, TicketRef},
     store::{Change, Store as _, Version},
 };
@@ -23,6 +23,8 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// So many from the front look whether who holds a slot is alive; the others ask before they judge.
 const OBSERVERS: usize = 3;
+/// So often is the time between two looks doubled on a store that asks to slow down.
+const MOST_DOUBLINGS: u32 = 4;
 /// More tickets than this are read as a whole group.
 const FEW: usize = 8;
 
@@ -42,28 +44,50 @@ pub(super) struct Looks {
     holders: Option<Instant>,
     /// The highest number that had its turn.
     passed: u64,
+    /// How often in a row the store asked to slow down.
+    throttled: u32,
 }
 
 impl Looks {
     /// When to look next, with so many turns before this waiter's.
     pub(super) fn next(&self, turns: usize) -> Instant {
         let Some((at, step)) = self.at else { return Instant::from_boot(Duration::ZERO) };
-        at + (step * u32::try_from(turns).unwrap_or(u32::MAX)).min(LONGEST)
+        let after = (step * u32::try_from(turns).unwrap_or(u32::MAX)).min(LONGEST);
+        at + after * (1 << self.throttled.min(MOST_DOUBLINGS))
+    }
+
+    /// Notes when the next look counts from, and whether the store asked to slow down.
+    fn looked(&mut self, env: &Env, is_throttled: bool) {
+        self.throttled = if is_throttled { self.throttled + 1 } else { 0 };
+        let first = env.random.jitter(FIRST, 0.2) * (1 << self.throttled.min(MOST_DOUBLINGS));
+        self.at = Some((env.clock.now() + first, env.random.jitter(STEP, 0.2)));
     }
 }
 
 impl Waiter {
     /// Takes in what is new.
     pub(super) async fn look(&mut self) -> Result<()> {
-        let env = self.leases.env().clone();
-        let now = env.clock.now();
+        let looked = self.take_in_what_is_new().await;
+        let env = self.leases.env();
+        if let Some(looks) = &mut self.looks {
+            let throttled = |error: &Error| error.kind() == Kind::Throttled;
+            looks.looked(env, looked.as_ref().is_err_and(throttled));
+        }
+        looked
+    }
+
+    async fn take_in_what_is_new(&mut self) -> Result<()> {
+        let now = self.leases.env().clock.now();
         let place = self.queue.ticket(&self.ticket).map_or(0, |own| self.place(own));
-        let Some(looks) = &mut self.looks else { return Ok(()) };
-        looks.at = Some((now + env.random.jitter(FIRST, 0.2), env.random.jitter(STEP, 0.2)));
+        let Some(looks) = &self.looks else { return Ok(()) };
         let all_again = ALL + ALL_STEP * u32::try_from(place).unwrap_or(u32::MAX);
         if looks.all.is_none_or(|read| now >= read + all_again) {
-            looks.all = Some(now);
-            return self.refresh().await;
+            self.refresh().await?;
+            // Not before: until all was read once, a ticket that was not seen is not one that has gone.
+            if let Some(looks) = &mut self.looks {
+                looks.all = Some(now);
+            }
+            return Ok(());
         }
         let key = self.leases.group(&self.lease).key(HEAD.parse::<Name>()?);
         let known = self.queue.head.as_ref().map(|(_, version)| version.clone());
