@@ -6,10 +6,14 @@
 //! - [`sim`]: a runtime whose time passes as fast as it can, with clocks that jump.
 //! - [`proxy`]: a network that fails, between a client and a real server.
 //! - [`server`]: real servers, for the time of a test.
+//! - [`processes`]: processes that contend for a lease on a real server, while things are done to them.
+//! - [`budget`]: what there is to count for budgets of requests.
 //! - [`history`]: what happened to a lease, and whether that may have happened.
 
+pub mod budget;
 pub mod fault;
 pub mod history;
+pub mod processes;
 pub mod proxy;
 pub mod server;
 pub mod sim;

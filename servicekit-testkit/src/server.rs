@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "waits for other processes, in real time")]
 
+mod couchdb;
 mod dynamodb;
 mod gate;
 
@@ -18,8 +19,11 @@ use std::{
 
 use tempfile::TempDir;
 
-pub use self::dynamodb::{Call, DynamoDb};
 use self::gate::Gate;
+pub use self::{
+    couchdb::CouchDb,
+    dynamodb::{Call, DynamoDb},
+};
 
 /// A cluster of etcd servers on this host, or one server alone.
 ///
@@ -174,17 +178,18 @@ fn peer(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// One server of a cluster.
+/// One server, alone or of a cluster.
 pub struct Member {
+    // Before its folder, which has to go after it.
+    process: Option<Process>,
     command: Command,
     folder: TempDir,
     port: u16,
-    process: Option<Process>,
 }
 
 impl Member {
     fn new(command: Command, folder: TempDir, port: u16) -> Self {
-        let mut member = Self { command, folder, port, process: None };
+        let mut member = Self { process: None, command, folder, port };
         member.start();
         member
     }
@@ -244,7 +249,7 @@ impl Member {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        panic!("etcd does not listen after {PATIENCE:?}: {}", self.log());
+        panic!("it does not listen after {PATIENCE:?}: {}", self.log());
     }
 }
 

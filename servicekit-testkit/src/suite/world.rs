@@ -61,7 +61,8 @@ impl World {
         let short = if self.clock.is_some() {
             Duration::from_secs(20)
         } else {
-            Duration::from_millis(1500)
+            // Longer than a busy machine with two cores lets a process wait for its turn.
+            Duration::from_secs(5)
         };
         short.max(self.capabilities().min_ttl)
     }
@@ -87,9 +88,10 @@ impl World {
         }
     }
 
-    /// How late a task may run that could run at once.
+    /// How much later than on an idle machine something may come. Where time is real it proves nothing to be strict: that
+    /// would be a test of how busy the machine is.
     pub(super) fn lag(&self) -> Duration {
-        if self.clock.is_some() { Duration::from_millis(10) } else { Duration::from_secs(1) }
+        if self.clock.is_some() { Duration::from_millis(10) } else { Duration::from_secs(10) }
     }
 
     pub(super) fn now(&self) -> Instant {

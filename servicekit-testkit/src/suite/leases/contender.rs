@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use servicekit_core::{
     Instant, Kind, Label, LeaseProvider,
-    lease::{Granted, Lease, Request, Standing, Term, Ticket},
+    lease::{self, Granted, Lease, Obtained, Request, Standing, Term, Ticket},
     store::{Group, Record},
 };
 
@@ -112,6 +112,12 @@ impl Contender<'_> {
             }
             assert!(self.world.setting.has_faults, "{} missed its turn", self.request.holder);
         }
+    }
+
+    /// Does what a command that tries once does.
+    pub(super) async fn try_once(&self) -> Obtained {
+        let Self { world, leases, lease, request } = self;
+        lease::obtain(leases, lease, request, &world.env, |_| {}).await.expect("no fault")
     }
 
     async fn until_decided(

@@ -18,6 +18,7 @@ use crate::{
 
 cases! { "leases";
     a_lost_answer_never_grants_twice [NoFaults, Linearizable],
+    a_ticket_that_comes_late_renews_nothing [NoFaults, Linearizable],
     a_renewal_without_an_answer_proves_nothing [NoFaults, Linearizable],
     a_join_that_is_dropped_leaves_nothing_for_long [NoFaults, Linearizable],
     nothing_grows_with_the_number_of_grants [NoFaults, Linearizable],
@@ -87,6 +88,24 @@ async fn settle(one: &Contender<'_>) -> Option<Held> {
             assert!(is_fault(&error) || error.kind() == Kind::Conflict, "{error:?}");
             None
         }
+    }
+}
+
+/// The first try of a join is applied when the grant of the second has ended, and its place is free again.
+async fn a_ticket_that_comes_late_renews_nothing(world: World) {
+    let late = world.ttl() / 4;
+    for request in 0..2 {
+        let one = one_of(label(&format!("lease-{request}")), contender(&world, "one"));
+        world.faulty.script(request, Fault::ApplyLate(late));
+        let held = one.granted().await;
+        world.faulty.unscript();
+        one.leave(&held.ticket).await;
+        world.pass(late * 2).await;
+        one.expect_lost(&held.ticket).await;
+        // What is left of the first try keeps nobody out.
+        let next = one.granted().await;
+        assert!(next.token() > held.token());
+        one.leave(&next.ticket).await;
     }
 }
 

@@ -46,7 +46,7 @@ async fn who_is_evicted_is_told_and_the_next_waits_for_its_leave(world: World) {
     let (left, granted) = futures_util::join!(leaving, two.wait(&second, world.ttl()));
     assert!(granted.known >= left);
     assert!(
-        granted.known.since(left) < Duration::from_secs(1),
+        granted.known.since(left) < Duration::from_secs(1).max(world.ttl() / 2) + world.lag(),
         "it is free as soon as the holder left"
     );
     let past = two.inspect().await.past;
@@ -70,7 +70,7 @@ async fn who_is_evicted_and_silent_has_one_ttl(world: World) {
     let (renewed, granted) = futures_util::join!(evicting, two.wait(&second, ttl * 2));
     let after = granted.known.since(renewed);
     assert!(after >= ttl, "granted {after:?} after the last renewal");
-    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2), "it took {after:?}");
+    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2) + world.lag(), "it took {after:?}");
     one.expect_lost(&held.ticket).await;
 }
 
@@ -83,7 +83,7 @@ async fn force_frees_the_slot_now(world: World) {
         two.wait(&second, Duration::ZERO),
         evict(&two, held.granted.token, true)
     );
-    assert!(granted.known.since(began) < world.ttl() / 2, "it is free at once");
+    assert!(granted.known.since(began) < world.ttl() / 2 + world.lag(), "it is free at once");
     assert!(granted.token() > held.token());
     one.expect_lost(&held.ticket).await;
     let past = two.inspect().await.past;

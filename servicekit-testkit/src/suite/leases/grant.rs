@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use servicekit_core::{
     Kind,
-    lease::{MOST_SLOTS, Standing, Term},
+    lease::{MOST_NOTE, MOST_SLOTS, Standing, Term},
 };
 
 use super::contender::contender;
@@ -27,6 +27,9 @@ cases! { "leases";
     the_last_sixteen_grants_are_remembered [NoFaults, Linearizable],
     an_unsafe_store_is_refused [NotLinearizable],
 }
+
+/// A grant that nobody renews, and that stands until the end of a case, however slow its store is.
+const UNRENEWED: Term = Term::Attended { ttl: Duration::from_secs(60) };
 
 async fn who_finds_a_free_slot_is_granted(world: World) {
     let one = contender(&world, "one");
@@ -159,6 +162,9 @@ async fn what_makes_no_sense_is_invalid(world: World) {
     assert_eq!(kind(contender(&world, "one").term(term)).await, Kind::Invalid);
     let term = Term::Unattended { time: short, reuse: false };
     assert_eq!(kind(contender(&world, "one").term(term)).await, Kind::Invalid);
+    let mut chatty = contender(&world, "one");
+    chatty.request.note = "x".repeat(MOST_NOTE + 1);
+    assert_eq!(kind(chatty).await, Kind::Invalid);
     assert_eq!(leases.names().await.expect("names"), [], "nothing was made");
 
     let error = leases.resize(&label("lease"), 2).await.expect_err("never used");
@@ -214,7 +220,7 @@ async fn fewer_slots_revoke_nothing(world: World) {
 
 async fn leases_do_not_touch_each_other(world: World) {
     let of = |lease: &str| {
-        let mut contender = contender(&world, "one");
+        let mut contender = contender(&world, "one").term(UNRENEWED);
         contender.lease = label(lease);
         contender
     };
@@ -244,6 +250,7 @@ async fn anybody_can_see_who_holds_and_who_waits(world: World) {
     let (mut one, two, three) =
         (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
     one.request.note = "for the migration".into();
+    one.request.term = UNRENEWED;
     let began = world.env.clock.wall();
     let held = one.granted().await;
     let (second, third) = (two.waiting().await, three.waiting().await);
@@ -254,7 +261,7 @@ async fn anybody_can_see_who_holds_and_who_waits(world: World) {
     assert_eq!((&grant.holder, grant.token, grant.slot), (&id("one"), held.granted.token, 0));
     assert!(grant.attended && !grant.evicted);
     assert!(grant.since >= began && grant.since <= now);
-    assert!(grant.expires_at.is_none_or(|at| at > now && at <= now + world.ttl()));
+    assert!(grant.expires_at.is_none_or(|at| at > now && at <= now + UNRENEWED.length()));
     assert_eq!((grant.note.as_str(), &grant.ticket), ("for the migration", &held.ticket));
     let waiting: Vec<_> =
         seen.waiting.iter().map(|waiter| (&waiter.holder, &waiter.ticket)).collect();

@@ -3,7 +3,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use servicekit_core::{
     clock::timeout,
-    lease::{Ending, Standing, TURN},
+    lease::{Ending, Obtained, Standing, TURN, Term},
 };
 
 use super::contender::{Contender, contender};
@@ -20,10 +20,13 @@ cases! { "leases";
     a_waiter_sees_its_place [NoFaults, Linearizable],
     a_waiter_that_left_is_passed_over [NoFaults, Linearizable],
     a_waiter_that_is_not_there_is_passed_over_within_its_turn [NoFaults, Linearizable],
+    who_tries_once_does_not_find_a_slot_kept_for_the_dead [NoFaults, Linearizable],
+    who_tries_once_is_refused_when_a_kept_slot_is_claimed [NoFaults, Linearizable],
     a_claim_that_dies_at_any_of_its_requests_is_passed_on [NoFaults, Linearizable],
     a_waiter_that_lapsed_is_gone [NoFaults, Linearizable, SimulatedTime],
     waiting_goes_on_for_longer_than_any_ttl [NoFaults, Linearizable, SimulatedTime],
     waiting_outlives_an_outage [NoFaults, Linearizable],
+    a_wait_that_begins_in_an_outage_keeps_its_place [NoFaults, Linearizable],
     another_process_can_give_a_grant_back [NoFaults, Linearizable],
     a_wait_that_is_followed_again_loses_nothing [NoFaults, Linearizable],
 }
@@ -87,7 +90,7 @@ async fn a_waiter_that_left_is_passed_over(world: World) {
     one.leave(&held.ticket).await;
     let began = world.now();
     three.wait(&third, Duration::ZERO).await;
-    assert!(world.now().since(began) < TURN, "who left has no turn");
+    assert!(world.now().since(began) < TURN + world.lag(), "who left has no turn");
     let mut standings = two.leases.wait(&second);
     let standing = world.soon("the end of a wait that left", standings.next()).await;
     assert_eq!(standing.expect("a standing").expect("no fault"), Standing::Gone);
@@ -107,8 +110,39 @@ async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World)
     let (left, granted) = futures_util::join!(leave, three.wait(&third, TURN));
     let took = granted.known.since(left);
     assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
-    assert!(took <= TURN + Duration::from_secs(3), "it took {took:?}");
+    assert!(took <= TURN + Duration::from_secs(3) + world.lag(), "it took {took:?}");
     assert_eq!(two.leases.standing(&second).await.expect("standing"), Standing::Gone);
+}
+
+async fn who_tries_once_does_not_find_a_slot_kept_for_the_dead(world: World) {
+    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let held = one.granted().await;
+    let dead = two.waiting().await;
+    one.leave(&held.ticket).await;
+    let began = world.now();
+    let obtained = contender(&world, "three").not_waiting().try_once().await;
+    assert!(matches!(obtained, Obtained::Granted(..)), "{obtained:?}");
+    let took = world.now().since(began);
+    assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
+    assert_eq!(two.leases.standing(&dead).await.expect("standing"), Standing::Gone);
+}
+
+async fn who_tries_once_is_refused_when_a_kept_slot_is_claimed(world: World) {
+    let (one, two, three) =
+        (contender(&world, "one"), contender(&world, "two"), contender(&world, "three"));
+    let held = one.granted().await;
+    let second = two.waiting().await;
+    one.leave(&held.ticket).await;
+    let claim = async {
+        world.pass(Duration::from_millis(500)).await;
+        two.wait(&second, Duration::ZERO).await
+    };
+    let three = three.not_waiting();
+    let (claimed, obtained) = futures_util::join!(claim, three.try_once());
+    let Obtained::NotGranted { holders } = obtained else { panic!("{obtained:?}") };
+    assert_eq!(holders.len(), 1, "{holders:?}");
+    assert_eq!(holders[0].token, claimed.granted.token);
+    assert_eq!(three.inspect().await.waiting, [], "nothing is left of who tried once");
 }
 
 /// Whichever request of a claim is late, and who sent it is dead by then: the next is granted when the turn is over.
@@ -163,7 +197,7 @@ async fn a_waiter_that_lapsed_is_gone(world: World) {
         world.now()
     };
     let (granted, left) = futures_util::join!(following, leaving);
-    assert!(granted.known.since(left) <= TURN + Duration::from_secs(3));
+    assert!(granted.known.since(left) <= TURN + Duration::from_secs(3) + world.lag());
 }
 
 async fn waiting_goes_on_for_longer_than_any_ttl(world: World) {
@@ -178,7 +212,7 @@ async fn waiting_goes_on_for_longer_than_any_ttl(world: World) {
         world.now()
     };
     let (granted, left) = futures_util::join!(two.wait(&second, long), leaving);
-    assert!(granted.known.since(left) < TURN, "it kept its place");
+    assert!(granted.known.since(left) < TURN + world.lag(), "it kept its place");
 }
 
 async fn waiting_outlives_an_outage(world: World) {
@@ -195,6 +229,27 @@ async fn waiting_outlives_an_outage(world: World) {
     let ((), granted) = futures_util::join!(outage, two.wait(&second, world.ttl() * 4));
     assert!(granted.token() > held.token());
     one.expect_lost(&held.ticket).await;
+}
+
+async fn a_wait_that_begins_in_an_outage_keeps_its_place(world: World) {
+    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let held = one.term(Term::Attended { ttl: world.ttl() * 100 }).granted().await;
+    let second = two.waiting().await;
+    world.faulty.away();
+    let mut standings = two.leases.wait(&second);
+    let mut next = async || world.soon("what a wait tells", standings.next()).await;
+    assert!(next().await.expect("it goes on").is_err(), "the store is away");
+    world.faulty.back();
+    loop {
+        match next().await.expect("it goes on") {
+            Ok(Standing::Waiting { ahead: 0, holders }) => {
+                assert_eq!(holders[0].token, held.granted.token);
+                return;
+            }
+            Ok(standing) => panic!("it is {standing:?}"),
+            Err(_) => {}
+        }
+    }
 }
 
 async fn another_process_can_give_a_grant_back(world: World) {

@@ -32,7 +32,7 @@ async fn an_unattended_grant_stands_its_time(world: World) {
     let granted = two.wait(&second, ttl * 2).await;
     let after = granted.known.since(held.granted.counted_from);
     assert!(after >= ttl, "it stood for {after:?}");
-    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2), "it took {after:?}");
+    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2) + world.lag(), "it took {after:?}");
     assert!(granted.token() > held.token());
 }
 

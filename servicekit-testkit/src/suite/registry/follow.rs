@@ -7,6 +7,7 @@ use futures_util::{
 };
 use servicekit_core::{
     Instance, Result, ServiceId, State,
+    clock::timeout,
     registry::{Claim, Event, Snapshot},
 };
 
@@ -25,6 +26,7 @@ cases! { "registry";
     a_follower_misses_nothing_that_happens_meanwhile [NoFaults],
     a_follower_is_told_of_an_outage_and_catches_up [NoFaults],
     after_an_outage_nobody_is_lost_who_beats_again_within_its_ttl [NoFaults],
+    however_often_the_store_is_away_who_is_dead_is_lost [NoFaults],
 }
 
 pub(super) type Events = BoxStream<'static, Result<Event>>;
@@ -129,7 +131,7 @@ async fn a_follower_sees_who_is_lost(world: World) {
     seen.until(&world, &mut events, &silent_is(State::Lost)).await;
     let after = world.now().since(beat);
     assert!(after >= ttl, "lost {after:?} after a beat that lasts {ttl:?}");
-    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2), "it took {after:?}");
+    assert!(after <= ttl + ttl / 4 + Duration::from_secs(2) + world.lag(), "it took {after:?}");
     // A new process on a new session.
     let again = Node::open_long(&world).await;
     again.put_up(&Claim::new(), &web, "silent").await;
@@ -257,4 +259,36 @@ async fn after_an_outage_nobody_is_lost_who_beats_again_within_its_ttl(world: Wo
     });
     let ((), after) = futures_util::join!(beating, following);
     assert!(after >= ttl - ttl / 20, "somebody was lost {after:?} after the store came back");
+}
+
+/// Neither short outages, one after the other, nor the long ttl of another node keep the dead.
+async fn however_often_the_store_is_away_who_is_dead_is_lost(world: World) {
+    let (node, other, ttl) = (Node::open(&world).await, Node::open_long(&world).await, world.ttl());
+    let web = label("web");
+    node.put_up(&Claim::new(), &web, "dead").await;
+    other.put_up(&Claim::new(), &web, "alive").await;
+    let (mut events, mut seen) = (world.process().registry.watch(&web), Seen::default());
+    let up = of(&[("alive", State::Up), ("dead", State::Up)]);
+    seen.until(&world, &mut events, &up).await;
+    node.beat().await;
+    let beat = world.now();
+    while seen.states()["dead"] == State::Up {
+        let after = world.now().since(beat);
+        assert!(after <= ttl * 3 + world.lag(), "still up {after:?} after its last beat");
+        world.faulty.away();
+        let mut next = async || world.soon("an event", events.next()).await.expect("no end");
+        while let Ok(event) = next().await {
+            seen.take(event);
+        }
+        world.faulty.back();
+        // Until nothing more comes for a while.
+        while let Ok(event) = timeout(&*world.env.clock, ttl / 4, events.next()).await {
+            if let Ok(event) = event.expect("no end") {
+                seen.take(event);
+            }
+        }
+    }
+    assert_eq!(seen.states()["alive"], State::Up);
+    let after = world.now().since(beat);
+    assert!(after >= ttl, "lost {after:?} after a beat that lasts {ttl:?}");
 }

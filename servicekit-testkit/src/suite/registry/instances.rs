@@ -53,6 +53,8 @@ async fn an_instance_that_was_put_is_listed(world: World) {
     for state in [State::Draining, State::Down, State::Starting, State::Up] {
         instance.change(state, "a rule", "an output", world.env.clock.wall());
         node.put(&claim, &instance).await;
+        // On a slow store all of this takes longer than a ttl.
+        node.beat().await;
         let snapshot = node.list(&web).await;
         assert_eq!((snapshot.instances.len(), snapshot.instances[0].state), (1, state));
         assert_eq!(snapshot.up().count(), usize::from(state == State::Up));

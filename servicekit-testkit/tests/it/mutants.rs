@@ -1,10 +1,7 @@
 //! The suite tests itself: implementations that are broken in one way each, and the case that has to see it.
 
-#[path = "mutants/leases.rs"]
 mod leases;
-#[path = "mutants/registry.rs"]
 mod registry;
-#[path = "mutants/store.rs"]
 mod store;
 
 use std::sync::Arc;

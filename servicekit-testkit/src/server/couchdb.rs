@@ -1,0 +1,140 @@
+use std::{
+    env,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::{Member, free_ports, is_there};
+
+/// CouchDB: the one that `SERVICEKIT_COUCHDB_URL` names, as `http://user:password@host:5984`, or else its API by
+/// `express-pouchdb`, on files in a folder.
+///
+/// That is in the folder that `SERVICEKIT_POUCHDB` names, or in the one that `scripts/setup` fills. It differs in these
+/// points: its sequences are numbers; it has no cluster, so that nothing tells of nodes and copies; it has no limit of
+/// revisions (`_revs_limit`); it purges nothing; it tells no sizes; it asks nobody for a password, has no roles
+/// (`_security`), and runs no `validate_doc_update`. Two more are made good in `server.js`: it takes the selector of a feed
+/// from the address alone, and lets the feeds of a deleted database go on.
+///
+/// So tests of roles, of what is refused, of passwords, purges and sizes run on a real one alone; and on `express-pouchdb` alone
+/// those that set the server's clock, or kill the server, since neither is theirs to do where a URL names it.
+#[derive(Debug)]
+pub struct CouchDb {
+    own: Option<Member>,
+    /// `user:password@`, or nothing.
+    login: String,
+    endpoint: String,
+    databases: AtomicU64,
+}
+
+impl CouchDb {
+    /// Starts a server, or uses a running one; `None` where there is none, unless `SERVICEKIT_REQUIRE_BACKENDS` is set.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start, or is missing although it is required.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        if let Ok(url) = env::var("SERVICEKIT_COUCHDB_URL") {
+            return Some(
+                Self::at(&url).expect("SERVICEKIT_COUCHDB_URL is http://[user:password@]host:port"),
+            );
+        }
+        let folder = env::var_os("SERVICEKIT_POUCHDB").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/couchdb"),
+            PathBuf::from,
+        );
+        let missing = if !is_there(Path::new("node")) {
+            Some("node is missing; install it with `apt-get install nodejs`".into())
+        } else if !folder.join("node_modules/express-pouchdb").is_dir() {
+            let folder = folder.display();
+            Some(format!(
+                "there is no express-pouchdb in {folder}; get it with `scripts/setup test`, name its folder in \
+                 SERVICEKIT_POUCHDB, or a CouchDB in SERVICEKIT_COUCHDB_URL"
+            ))
+        } else {
+            None
+        };
+        if let Some(missing) = missing {
+            assert!(env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(), "{missing}");
+            eprintln!("ignored: {missing}");
+            return None;
+        }
+        // Somebody else may take a port between the choice and the start.
+        let own = (0..5).find_map(|_| try_start(&folder)).expect("node starts");
+        let endpoint = own.endpoint();
+        Some(Self { own: Some(own), login: String::new(), endpoint, databases: 0.into() })
+    }
+
+    fn at(url: &str) -> Option<Self> {
+        let place = url.strip_prefix("http://")?.trim_end_matches('/');
+        let (login, endpoint) = match place.rsplit_once('@') {
+            Some((login, endpoint)) => (format!("{login}@"), endpoint),
+            None => (String::new(), place),
+        };
+        let endpoint = endpoint.contains(':').then(|| endpoint.to_owned())?;
+        Some(Self { own: None, login, endpoint, databases: 0.into() })
+    }
+
+    /// Where it listens, as `host:port`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.endpoint.clone()
+    }
+
+    /// What follows the scheme in the address of a database that nobody has used yet, at `endpoint`, which is this server's or
+    /// a proxy's before it.
+    #[must_use]
+    pub fn database_at(&self, endpoint: &str) -> String {
+        let number = self.databases.fetch_add(1, Ordering::Relaxed);
+        // A server that goes on running has what earlier tests left.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let process = std::process::id();
+        format!("//{}{endpoint}/test-{now}-{process}-{number}?create=true", self.login)
+    }
+
+    /// Whether it is a CouchDB, and not something like it.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.own.is_none()
+    }
+
+    /// The server that this started, to be killed and started again with its data; `None` for one that ran before.
+    #[must_use]
+    pub fn own(&mut self) -> Option<&mut Member> {
+        self.own.as_mut()
+    }
+
+    /// Sets the clock that its answers show: so far ahead of this host's, in milliseconds.
+    ///
+    /// # Panics
+    ///
+    /// On a real CouchDB, whose clock is nobody's to set.
+    pub fn set_ahead(&self, millis: i64) {
+        let own = self.own.as_ref().expect("this server's clock can be set");
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, own.port)).expect("it is there");
+        let request = format!(
+            "POST /_test/ahead/{millis} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("it takes requests");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+fn try_start(folder: &Path) -> Option<Member> {
+    let own = tempfile::tempdir().expect("a temporary folder");
+    let port = free_ports(1)[0];
+    let mut modules = std::ffi::OsString::from("NODE_PATH=");
+    modules.push(folder.join("node_modules"));
+    let mut command = Command::new("env");
+    // It writes its log where it stands.
+    command.arg("-C").arg(own.path()).arg(modules).arg("node");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/couchdb/server.js"));
+    command.arg(port.to_string()).arg(own.path());
+    let mut member = Member::new(command, own, port);
+    member.wait_until_it_listens().then_some(member)
+}
