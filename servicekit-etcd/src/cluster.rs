@@ -15,12 +15,14 @@ use etcd_client::{
 };
 use futures_util::future::join_all;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use servicekit_core::{Effect, Env, Error, Kind, Result, clock::timeout, store::Limits};
+use servicekit_core::{
+    Effect, Env, Error, Kind, Result, address::refuse_exposed, clock::timeout, store::Limits,
+};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{Config, Tls, refuse_exposed},
+    config::{Config, Tls},
     error::{explain, is_of_this_login, is_of_this_member, silent},
 };
 
@@ -206,7 +208,7 @@ fn tls_options(tls: &Tls) -> Result<TlsOptions> {
         None => options.with_enabled_roots(),
     };
     if let Some((cert, key)) = &tls.client {
-        refuse_exposed("client's key", key, 0o007)?;
+        refuse_exposed("client's key", key, 0o007).map_err(|error| error.on("etcd"))?;
         let (cert, key) = (certificate("client certificate", cert)?, private_key(key)?);
         options = options.identity(Identity::from_pem(cert, key.as_slice()));
     }

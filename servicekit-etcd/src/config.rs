@@ -1,13 +1,8 @@
 //! Where the cluster is and who asks: parsed once, from an address or from the variables of `etcdctl`.
 
-use std::{
-    fmt, fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
-use percent_encoding::percent_decode_str;
-use servicekit_core::{Error, Kind, Result};
+use servicekit_core::{Error, Kind, Result, address};
 use zeroize::Zeroizing;
 
 /// The address of a cluster, and what it takes to be let in.
@@ -38,7 +33,7 @@ pub struct Tls {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-const PARAMETERS: [&str; 4] = ["ca", "cert", "key", "password-file"];
+const PARAMETERS: [&str; 3] = ["ca", "cert", "key"];
 const DEFAULT_PORT: u16 = 2379;
 const DEFAULT_PREFIX: &str = "/servicekit";
 
@@ -52,25 +47,18 @@ impl Config {
     /// `Invalid` for what makes no sense: half a TLS configuration, TLS parameters without TLS, a password without user,
     /// a parameter that nobody knows; and for a password file that cannot be read or that others may read (`Secret`).
     pub fn parse(rest: &str, encrypted: bool) -> Result<Self> {
-        let Some(rest) = rest.strip_prefix("//") else {
-            return Err(invalid("expected `//` and a host after the scheme"));
-        };
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if query.contains('@') && !is_query(query) {
-            // Then all of it may be a part of a password, and must not be in a message.
-            return Err(invalid("in a user and a password write %3F for `?`, and %40 for `@`"));
-        }
-        // A password may hold a `/` that nobody escaped; a host never holds an `@`.
-        let (login, place) = match place.rsplit_once('@') {
-            Some((login, place)) => (Some(login), place),
-            None => (None, place),
-        };
-        let (hosts, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let mut parts = address::Parts::of(rest, &PARAMETERS).map_err(on)?;
+        let (hosts, prefix) = parts.place.split_once('/').unwrap_or((parts.place, ""));
         let endpoints = hosts.split(',').map(endpoint).collect::<Result<Vec<_>>>()?;
-        let (user, password) = login.map(credentials).transpose()?.unwrap_or_default();
-        let mut config = Self { endpoints, user, password, prefix: prefix_of(prefix)?, tls: None };
-        config.parameters(query, encrypted)?;
-        Ok(config)
+        let prefix = prefix_of(prefix)?;
+        let mut file = |name| parts.parameters.remove(name);
+        let (ca, cert, key) = (file("ca"), file("cert"), file("key"));
+        let tls = Tls { ca: ca.map(Into::into), client: pair(cert, key)? };
+        if !encrypted && tls != Tls::default() {
+            return Err(invalid("`ca`, `cert` and `key` need TLS: write etcds:// for etcd://"));
+        }
+        let (user, password) = (parts.user, parts.password);
+        Ok(Self { endpoints, user, password, prefix, tls: encrypted.then_some(tls) })
     }
 
     /// Reads what `etcdctl` reads: `ETCDCTL_ENDPOINTS`, `_USER`, `_PASSWORD`, `_CACERT`, `_CERT` and `_KEY`; without any of
@@ -110,42 +98,6 @@ impl Config {
             tls: encrypted.then_some(tls),
         })
     }
-
-    fn parameters(&mut self, query: &str, encrypted: bool) -> Result<()> {
-        let (mut ca, mut cert, mut key) = (None, None, None);
-        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            let value = decoded(value)?;
-            let slot = match name {
-                "ca" => &mut ca,
-                "cert" => &mut cert,
-                "key" => &mut key,
-                "password-file" => {
-                    let password = password_from(&value)?;
-                    if self.password.replace(password).is_some() {
-                        return Err(invalid("a password and a `password-file`: give one of them"));
-                    }
-                    continue;
-                }
-                _ => {
-                    let known = PARAMETERS.join(", ");
-                    return Err(invalid(format!("unknown parameter {name:?}; known are {known}")));
-                }
-            };
-            if value.is_empty() || slot.replace(value).is_some() {
-                return Err(invalid(format!("`{name}` needs one value")));
-            }
-        }
-        if self.password.is_some() && self.user.is_none() {
-            return Err(invalid("a password needs a user: etcd://USER@host"));
-        }
-        let tls = Tls { ca: ca.map(Into::into), client: pair(cert, key)? };
-        if !encrypted && tls != Tls::default() {
-            return Err(invalid("`ca`, `cert` and `key` need TLS: write etcds:// for etcd://"));
-        }
-        self.tls = encrypted.then_some(tls);
-        Ok(())
-    }
 }
 
 impl fmt::Debug for Config {
@@ -160,74 +112,8 @@ impl fmt::Debug for Config {
     }
 }
 
-/// `host[:port]`, where an IPv6 address stands in brackets.
 fn endpoint(text: &str) -> Result<String> {
-    let refused = || {
-        let example = "such as db1:2379 or [fd00::1]:2379";
-        Err(invalid(format!("{text:?} is not a host with an optional port, {example}")))
-    };
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (text, None),
-    };
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let fine = match address {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
-        }
-    };
-    match port.map_or(Ok(DEFAULT_PORT), str::parse) {
-        Ok(port @ 1..) if fine => Ok(format!("{host}:{port}")),
-        _ => refused(),
-    }
-}
-
-/// The parameters of an address that may hold anything are files.
-fn is_query(text: &str) -> bool {
-    text.split('&').all(|parameter| {
-        let name = parameter.split_once('=').map(|(name, _)| name);
-        name.is_some_and(|name| PARAMETERS.contains(&name))
-    })
-}
-
-fn credentials(login: &str) -> Result<(Option<String>, Option<Zeroizing<String>>)> {
-    let (user, password) = match login.split_once(':') {
-        Some((user, password)) => (user, Some(Zeroizing::new(decoded(password)?))),
-        None => (login, None),
-    };
-    let user = decoded(user)?;
-    if user.is_empty() {
-        return Err(invalid("there is no user before the `@`"));
-    }
-    Ok((Some(user), password))
-}
-
-fn password_from(path: &str) -> Result<Zeroizing<String>> {
-    refuse_exposed("password file", Path::new(path), 0o077)?;
-    let text = fs::read_to_string(path).map_err(|error| {
-        Error::new(Kind::Secret, format!("cannot read the password file {path}")).because(error)
-    });
-    let text = Zeroizing::new(text?);
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(Zeroizing::new(line.strip_suffix('\r').unwrap_or(line).to_owned()))
-}
-
-/// Refuses a file with a secret in it that those whom `mask` stands for may read.
-pub(crate) fn refuse_exposed(what: &str, path: &Path, mask: u32) -> Result<()> {
-    let secret = |message| Error::new(Kind::Secret, message).on("etcd");
-    let path_shown = path.display();
-    let metadata = fs::metadata(path)
-        .map_err(|error| secret(format!("cannot read the {what} {path_shown}")).because(error))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & mask == 0 {
-        return Ok(());
-    }
-    let message = format!(
-        "others than its owner may read the {what} {path_shown} (mode {mode:03o}); chmod 600 it, and think of replacing \
-         the secret"
-    );
-    Err(secret(message))
+    address::endpoint(text, DEFAULT_PORT).map_err(on)
 }
 
 fn prefix_of(path: &str) -> Result<String> {
@@ -253,19 +139,18 @@ fn pair(cert: Option<String>, key: Option<String>) -> Result<Option<(PathBuf, Pa
     }
 }
 
-/// Never says the text, which may be a password.
-fn decoded(text: &str) -> Result<String> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    let message = "a `%` with two hexadecimal digits after it is not UTF-8";
-    decoded.map(Into::into).map_err(|_| invalid(message))
+fn invalid(message: impl Into<String>) -> Error {
+    on(Error::new(Kind::Invalid, message))
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::Invalid, message).on("etcd")
+fn on(error: Error) -> Error {
+    error.on("etcd")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use proptest::prelude::*;
 
     use super::*;

@@ -87,6 +87,10 @@ impl Doctor for ClusterDoctor {
         findings.extend(next);
         findings
     }
+
+    async fn set_up(&self) -> Vec<Finding> {
+        self.next.set_up().await
+    }
 }
 
 fn describe(status: &StatusResponse) -> String {

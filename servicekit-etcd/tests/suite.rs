@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
+#[path = "it/common.rs"]
 mod common;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use etcd_client::Client;
-use servicekit_core::{Env, Random, store::Limits};
+use servicekit_core::store::Limits;
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -67,7 +68,7 @@ async fn behind_a_network(faults: &'static [Mode]) -> Option<(String, server::Et
     let server = server::Etcd::start()?;
     let proxy = Proxy::start(&server.endpoints()).await;
     let address = format!("//{}", proxy.endpoint());
-    fail_now_and_then(proxy, faults);
+    proxy.fail_now_and_then(faults);
     Some((address, server))
 }
 
@@ -75,15 +76,10 @@ fn subject(name: &'static str, address: String, keep: impl Send + Sync + 'static
     let keep = Arc::new(keep);
     Subject::new(name, Time::Real, move |env| {
         let config = Config::parse(&address, address.contains("ca="));
-        let opened = config.and_then(|config| Etcd::new(config, env, Limits::default()));
+        // A busy machine may let a server wait, and single requests are sent once.
+        let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
+        let opened = config.and_then(|config| Etcd::new(config, env, limits));
         let keep = keep.clone();
         async move { Ok(Fresh::new(opened?).keeping(keep)) }
     })
-}
-
-/// As a seed says that is printed.
-fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) {
-    let seed = Env::system().random.below(1 << 32);
-    println!("{faults:?} with seed {seed}");
-    proxy.fail_now_and_then(faults, Random::seeded(seed));
 }

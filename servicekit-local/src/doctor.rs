@@ -95,6 +95,10 @@ impl Doctor for FileDoctor {
         findings.extend(more);
         findings
     }
+
+    async fn set_up(&self) -> Vec<Finding> {
+        self.next.set_up().await
+    }
 }
 
 /// What can be told without the locks of the file.

@@ -1,10 +1,6 @@
 //! Many real processes open one new file at the same moment. They are this test binary, started again.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
-
 #[cfg(test)]
-mod common;
-
 use std::{
     env, fs,
     io::{self, BufRead as _, BufReader, Write as _},
@@ -15,13 +11,14 @@ use std::{
     time::Duration,
 };
 
-use common::{key, place, put};
 use servicekit_core::{
     Clock as _, Env, Random,
     clock::{SystemClock, timeout},
     store::Store as _,
 };
 use servicekit_local::Local;
+
+use crate::common::{self, key, place, put};
 
 /// Set for those who were started to open what they are told.
 const IS_OPENER: &str = "SERVICEKIT_TEST_IS_OPENER";
@@ -108,7 +105,7 @@ struct Opener {
 impl Opener {
     fn start() -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "opener", "--nocapture"])
+            .args(["--exact", "opening::opener", "--nocapture"])
             .env(IS_OPENER, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

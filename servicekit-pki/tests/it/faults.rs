@@ -1,7 +1,5 @@
 //! The promises hold on a store that fails, loses answers and applies writes late.
 
-mod support;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
@@ -11,7 +9,8 @@ use servicekit_testkit::{
     fault::{Faulty, Plan},
     sim::{self, Sim},
 };
-use support::{World, named, request};
+
+use crate::support::{World, named, request};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

@@ -1,7 +1,5 @@
 //! A snapshot that is restored into a new cluster: time goes back, and tokens do not.
 
-#![allow(clippy::unwrap_used, reason = "all of it is tests")]
-
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use servicekit_core::{

@@ -1,13 +1,8 @@
 //! The store's contract, by hand and with a clock that the test moves.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
-
 #[cfg(test)]
-mod common;
-
 use std::time::Duration;
 
-use common::{Manual, count, ephemeral, group, host, key, place, put};
 use futures_util::{StreamExt as _, future::poll_immediate};
 use servicekit_core::{
     Env, Kind, Name, Namespace, Retry,
@@ -15,6 +10,8 @@ use servicekit_core::{
     store::{Change, Expect, Group, Keep, Life, Put, Record, Store as _, WriteId},
 };
 use servicekit_local::Local;
+
+use crate::common::{Manual, count, ephemeral, group, host, key, place, put};
 
 const SECOND: Duration = Duration::from_secs(1);
 const NANO: Duration = Duration::from_nanos(1);

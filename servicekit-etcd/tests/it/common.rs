@@ -1,12 +1,5 @@
 //! What tests on real clusters share.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "each test binary uses a part of it"
-)]
-
 use std::{fs, path::PathBuf};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, Permission, TlsOptions};
@@ -15,13 +8,13 @@ use servicekit_testkit::server;
 use tempfile::TempDir;
 
 /// A CA, and what it signed: files that go with it.
-pub struct Pki {
+pub(crate) struct Pki {
     folder: TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Pki {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([]).unwrap();
@@ -31,12 +24,12 @@ impl Pki {
         Self { folder, issuer: Issuer::new(params, key) }
     }
 
-    pub fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
     /// A certificate and its key for 127.0.0.1, changed as wanted.
-    pub fn issue(
+    pub(crate) fn issue(
         &self,
         name: &str,
         change: impl FnOnce(&mut CertificateParams),
@@ -54,30 +47,20 @@ impl Pki {
         (path("pem"), path("key"))
     }
 
-    /// A key and its public half, as files.
-    pub fn key_pair(&self) -> (PathBuf, PathBuf) {
-        let key = KeyPair::generate().unwrap();
-        let (private, public) =
-            (self.folder.path().join("k.key"), self.folder.path().join("k.pub"));
-        fs::write(&private, key.serialize_pem()).unwrap();
-        fs::write(&public, key.public_key_pem()).unwrap();
-        (private, public)
-    }
-
     /// What a server needs.
-    pub fn server(&self) -> server::Tls {
+    pub(crate) fn server(&self) -> server::Tls {
         let (cert, key) = self.issue("server", |_| {});
         server::Tls { ca: self.ca(), cert, key }
     }
 
     /// The parameters of an address that trusts this CA and shows a client's certificate.
-    pub fn parameters(&self) -> String {
+    pub(crate) fn parameters(&self) -> String {
         let (cert, key) = self.issue("client", |_| {});
         format!("ca={}&cert={}&key={}", self.ca().display(), cert.display(), key.display())
     }
 
     /// The client's options for the same.
-    pub fn options(&self) -> ConnectOptions {
+    pub(crate) fn options(&self) -> ConnectOptions {
         let (cert, key) = self.issue("admin", |_| {});
         let tls = TlsOptions::new()
             .ca_certificate(Certificate::from_pem(fs::read(self.ca()).unwrap()))
@@ -87,7 +70,7 @@ impl Pki {
 }
 
 /// Switches authentication on: `root` may do all, and `agent` with the password `hush` what is below `/servicekit/`.
-pub async fn add_users(client: &Client) {
+pub(crate) async fn add_users(client: &Client) {
     let mut auth = client.auth_client();
     auth.user_add("root", "hush", None).await.unwrap();
     auth.role_add("root").await.unwrap();
@@ -98,27 +81,4 @@ pub async fn add_users(client: &Client) {
     auth.role_grant_permission("agent", all).await.unwrap();
     auth.user_grant_role("agent", "agent").await.unwrap();
     auth.auth_enable().await.unwrap();
-}
-
-/// Which of these members leads, as soon as one does and all answer.
-pub async fn leader(endpoints: &[&str]) -> usize {
-    let clock = servicekit_core::Env::system().clock;
-    loop {
-        let asked = endpoints.iter().map(|endpoint| async move {
-            let client = Client::connect([endpoint], None).await.ok()?;
-            let status = client.maintenance_client().status().await.ok()?;
-            Some(status.header()?.member_id() == status.leader())
-        });
-        let answers =
-            futures_util::future::try_join_all(asked.map(|asked| async { asked.await.ok_or(()) }));
-        let answers =
-            servicekit_core::clock::timeout(&*clock, std::time::Duration::from_secs(3), answers)
-                .await;
-        if let Ok(Ok(answers)) = answers
-            && let Some(leader) = answers.iter().position(|leads| *leads)
-        {
-            return leader;
-        }
-        clock.sleep(std::time::Duration::from_millis(100)).await;
-    }
 }

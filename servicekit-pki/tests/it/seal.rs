@@ -1,7 +1,5 @@
 //! What is sealed is opened by its owner alone, and whatever is done to it is seen.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use age::secrecy::ExposeSecret as _;
 use servicekit_core::Kind;
 use servicekit_pki::{

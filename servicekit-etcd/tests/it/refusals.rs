@@ -1,9 +1,5 @@
 //! What is refused, and what is said then.
 
-#![allow(clippy::unwrap_used, reason = "all of it is tests")]
-
-mod common;
-
 use std::{fs, time::Duration};
 
 use etcd_client::{Client, ConnectOptions};
@@ -17,6 +13,8 @@ use servicekit_testkit::{
     proxy::{Mode, Proxy},
     server,
 };
+
+use crate::common;
 
 fn open(address: &str, encrypted: bool) -> Result<Etcd> {
     Etcd::new(Config::parse(address, encrypted)?, Env::system(), Limits::default())
@@ -242,7 +240,7 @@ async fn a_renewal_that_a_replaced_leader_answers_does_not_count() {
     let endpoints = cluster.endpoints();
     let endpoints: Vec<_> = endpoints.split(',').collect();
     for round in 0..3 {
-        let leader = common::leader(&endpoints).await;
+        let leader = leading(&endpoints).await;
         let mut others = endpoints.clone();
         others.remove(leader);
         let etcd = open(&format!("//{}", endpoints[leader]), false).unwrap();
@@ -250,7 +248,7 @@ async fn a_renewal_that_a_replaced_leader_answers_does_not_count() {
         etcd.put(&put).await.unwrap();
         etcd.touch(&put.key, &put.write).await.unwrap();
         cluster.members()[leader].pause();
-        common::leader(&others).await;
+        leading(&others).await;
         // So much of what the new leader gave it is over.
         clock.sleep(Duration::from_secs(4)).await;
         let sent = clock.now();
@@ -259,7 +257,7 @@ async fn a_renewal_that_a_replaced_leader_answers_does_not_count() {
             cluster.members()[leader].resume();
         };
         let (touched, ()) = futures_util::join!(etcd.touch(&put.key, &put.write), waking);
-        common::leader(&endpoints).await;
+        leading(&endpoints).await;
         let Ok(_) = touched else { continue };
         let other = Client::connect([others[0]], None).await.unwrap();
         let key = format!("/servicekit/{}", put.key);
@@ -361,8 +359,11 @@ async fn a_login_that_has_expired_is_renewed_without_a_word() {
 /// A token of this kind holds the revision of all users and roles, and any change of them makes it old.
 #[tokio::test]
 async fn a_user_that_is_added_disturbs_nobody() {
-    let pki = common::Pki::new();
-    let (key, public) = pki.key_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let (key, public) = (folder.path().join("key"), folder.path().join("public"));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    fs::write(&key, pair.serialize_pem()).unwrap();
+    fs::write(&public, pair.public_key_pem()).unwrap();
     let kind =
         format!("jwt,pub-key={},priv-key={},sign-method=ES256", public.display(), key.display());
     let Some(server) = server::Etcd::start_with(&["--auth-token", &kind]) else { return };
@@ -418,5 +419,27 @@ async fn a_member_that_hangs_is_left_within_the_time_of_a_caller_who_has_little(
         let etcd = Etcd::new(config, Env::system(), limits).unwrap();
         let backend = servicekit_etcd::backend(etcd, Namespace::default(), Env::system(), limits);
         backend.registry.labels().await.unwrap();
+    }
+}
+
+/// Which of these members leads, as soon as one does and all answer.
+async fn leading(endpoints: &[&str]) -> usize {
+    let clock = Env::system().clock;
+    loop {
+        let asked = endpoints.iter().map(|endpoint| async move {
+            let client = Client::connect([endpoint], None).await.ok()?;
+            let status = client.maintenance_client().status().await.ok()?;
+            Some(status.header()?.member_id() == status.leader())
+        });
+        let answers =
+            futures_util::future::try_join_all(asked.map(|asked| async { asked.await.ok_or(()) }));
+        let answers =
+            servicekit_core::clock::timeout(&*clock, Duration::from_secs(3), answers).await;
+        if let Ok(Ok(answers)) = answers
+            && let Some(leader) = answers.iter().position(|leads| *leads)
+        {
+            return leader;
+        }
+        clock.sleep(Duration::from_millis(100)).await;
     }
 }

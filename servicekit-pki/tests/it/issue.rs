@@ -1,7 +1,5 @@
 //! What is issued says what it has to, as another library reads it.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::{collections::BTreeSet, time::Duration};
 
 use servicekit_core::{Kind, Namespace, Random, Timestamp};

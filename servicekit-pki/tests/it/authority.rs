@@ -1,9 +1,5 @@
 //! Certificates on a store: the same as long as they serve, and every interference seen.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
-mod support;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
@@ -17,7 +13,8 @@ use servicekit_testkit::{
     fault::{Counting, Counts},
     sim::{self, Sim},
 };
-use support::{World, name, named, request};
+
+use crate::support::{World, name, named, request};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LEAF: &str = "leaf:web:web-1";

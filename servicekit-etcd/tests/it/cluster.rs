@@ -1,8 +1,6 @@
 //! Three servers that lose each other, while a fleet is registered and contends for leases: nothing may overlap, nobody may
 //! be missing for long, and nothing that was removed may come back. As many rounds as `SERVICEKIT_ROUNDS` says.
 
-#![allow(clippy::unwrap_used, reason = "all of it is tests")]
-
 use std::{
     collections::BTreeMap,
     sync::{

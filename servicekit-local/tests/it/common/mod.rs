@@ -1,7 +1,5 @@
 //! What the tests of this crate share.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},

@@ -1,10 +1,6 @@
 //! Several real processes on one file. The others are this test binary, started again with a part to play.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
-
 #[cfg(test)]
-mod common;
-
 use std::{
     collections::BTreeMap,
     env,
@@ -14,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use common::{group, key, place, put};
 use futures_util::StreamExt as _;
 use servicekit_core::{
     Clock as _, Env, Instant, Kind, Random,
@@ -22,6 +17,8 @@ use servicekit_core::{
     store::{Change, Expect, Put, Store as _},
 };
 use servicekit_local::Local;
+
+use crate::common::{self, group, key, place, put};
 
 const PART: &str = "SERVICEKIT_TEST_PART";
 const PATH: &str = "SERVICEKIT_TEST_PATH";
@@ -155,7 +152,7 @@ async fn increment(local: &Local, longest: &mut Duration) -> bool {
 /// Starts this binary again; its lines begin after those of the test harness.
 fn play(part: &str, path: &Path) -> (Child, impl Iterator<Item = String>) {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "part", "--nocapture"])
+        .args(["--exact", "processes::part", "--nocapture"])
         .env(PART, part)
         .env(PATH, path)
         .stdout(Stdio::piped())

@@ -1,10 +1,6 @@
 //! A store whose file or disk fails: a clear error each time, in bounded time, and nothing that was acknowledged is lost.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
-
 #[cfg(test)]
-mod common;
-
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -14,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use common::{group, key, place, put, said};
 use servicekit_core::{
     Env, Kind, Namespace, Random, Retry, Severity,
     clock::{SystemClock, timeout},
     store::{Expect, Limits, Put, Store as _},
 };
 use servicekit_local::Local;
+
+use crate::common::{self, group, key, place, put, said};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -277,7 +274,11 @@ fn inside(test: &str) -> Option<PathBuf> {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut again = Command::new("unshare");
-    again.arg("-rm").arg(env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+    again.arg("-rm").arg(env::current_exe().unwrap()).args([
+        "--exact",
+        &format!("failures::{test}"),
+        "--nocapture",
+    ]);
     let output = again.env(INSIDE, folder.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");

@@ -1,15 +1,12 @@
 //! What a store must not be opened on, and what is left of it.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
-
 #[cfg(test)]
-mod common;
-
 use std::fs;
 
-use common::{count, key, place, put, said};
 use servicekit_core::{Env, Kind, store::Store as _};
 use servicekit_local::Local;
+
+use crate::common::{count, key, place, put, said};
 
 #[tokio::test]
 async fn a_newer_layout_is_refused_naming_both() {
