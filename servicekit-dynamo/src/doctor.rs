@@ -7,9 +7,9 @@ use aws_sdk_dynamodb::types::{
     BillingMode, PointInTimeRecoveryStatus, TableDescription, TimeToLiveStatus,
 };
 use futures_util::join;
-use servicekit_core::{Doctor, Effect, Error, Finding, Kind};
+use servicekit_core::{Doctor, Effect, Error, Finding, Kind, Result, Severity};
 
-use crate::{records::EXPIRES, store::Dynamo, table::Replicas};
+use crate::{error::is_missing_table, records::EXPIRES, store::Dynamo, table::Replicas};
 
 /// Examines the table, and then what core examines of every store.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct TableDoctor {
     dynamo: Dynamo,
     next: Arc<dyn Doctor>,
 }
+
+const REPLICAS: &str = "replicas";
 
 /// A clock that is further off than this, in milliseconds, makes certificates and logs hard to understand. (DynamoDB itself
 /// refuses what was signed five minutes off, and is then asked again by its own time.)
@@ -27,42 +29,30 @@ impl TableDoctor {
         Self { dynamo, next }
     }
 
-    async fn table(&self) -> Vec<Finding> {
+    /// The table; made, where that is wanted, before it is looked at.
+    async fn describe(&self) -> Result<TableDescription> {
         let table = &self.dynamo.0.table;
-        // So that it is made, where that is wanted, before it is looked at.
-        let described = match table.open().await {
-            Ok(_) => table.describe().await,
-            Err(error) => Err(error),
-        };
-        match described {
-            Ok(described) => {
-                vec![shape(&described), self.replicas(&described).await]
-            }
-            Err(error) => {
-                let remedy = match error.kind() {
-                    Kind::Denied => "allow dynamodb:DescribeTable on it",
-                    Kind::Invalid => "name another table, and let create=true make it",
-                    _ => {
-                        "see that the Region and the table's name are right; create=true makes the table"
-                    }
-                };
-                vec![Finding::problem("table", error.message(), remedy)]
-            }
-        }
+        table.make().await?;
+        table.describe().await
     }
 
     async fn replicas(&self, described: &TableDescription) -> Finding {
-        let check = "replicas";
+        let check = REPLICAS;
         match self.dynamo.0.table.replicas(described).await {
             Replicas::None => Finding::fine(check, "none: one Region, one truth"),
             Replicas::Here => {
-                let detail = "there are some, and leases are used in this Region alone";
+                let detail =
+                    "there are some, and leases and certificates are written in this Region alone";
                 Finding::fine(check, detail)
             }
             Replicas::Elsewhere(why) => {
                 let remedy =
-                    "use leases in one Region, and name it in every address: &leases-region=";
-                Finding::problem(check, format!("leases are refused: {why}"), remedy)
+                    "write them in one Region, and name it in every address: &leases-region=";
+                Finding::problem(
+                    check,
+                    format!("leases and certificates are refused: {why}"),
+                    remedy,
+                )
             }
         }
     }
@@ -76,6 +66,11 @@ impl TableDoctor {
             Ok(answer) => answer,
             Err(error) => return untold(check, "dynamodb:DescribeTimeToLive", &error),
         };
+        let remedy = format!(
+            "aws dynamodb update-time-to-live --time-to-live-specification Enabled=true,AttributeName={EXPIRES} \
+             --table-name {}",
+            table.config.table
+        );
         let told = answer.time_to_live_description();
         let attribute = told.and_then(|told| told.attribute_name());
         let is_on = matches!(
@@ -86,13 +81,12 @@ impl TableDoctor {
             Some(EXPIRES) if is_on => Finding::fine(check, "removes what has been over for a day"),
             Some(other) if is_on => {
                 let detail = format!("it is by the attribute {other:?}, so what is over stays");
-                Finding::warning(check, detail, REMEDY)
+                Finding::warning(check, detail, remedy)
             }
-            _ => Finding::warning(
-                check,
-                "off: what is over stays, and is read with every list",
-                REMEDY,
-            ),
+            _ => {
+                let detail = "off: what is over stays, and is read with every list";
+                Finding::warning(check, detail, remedy)
+            }
         }
     }
 
@@ -112,8 +106,11 @@ impl TableDoctor {
             _ => {
                 let detail =
                     "off: certificates cannot be brought back when somebody deletes the table";
-                let remedy = "aws dynamodb update-continuous-backups --point-in-time-recovery-specification \
-                              PointInTimeRecoveryEnabled=true --table-name …";
+                let remedy = format!(
+                    "aws dynamodb update-continuous-backups --point-in-time-recovery-specification \
+                     PointInTimeRecoveryEnabled=true --table-name {}",
+                    table.config.table
+                );
                 Finding::warning(check, detail, remedy)
             }
         }
@@ -140,17 +137,46 @@ impl TableDoctor {
     }
 }
 
-const REMEDY: &str = "aws dynamodb update-time-to-live --time-to-live-specification Enabled=true,AttributeName=expires --table-name …";
-
 #[async_trait]
 impl Doctor for TableDoctor {
     async fn examine(&self) -> Vec<Finding> {
-        let mut findings = self.table().await;
+        let described = match self.describe().await {
+            Ok(described) => described,
+            // Nothing else can be told, or should be advised: it may be somebody else's table.
+            Err(error) => {
+                let mut findings = vec![Finding::problem("table", error.message(), remedy(&error))];
+                findings.extend(self.next.examine().await);
+                return findings;
+            }
+        };
+        let mut findings = vec![shape(&described), self.replicas(&described).await];
         let (time_to_live, backups, next) =
             join!(self.time_to_live(), self.backups(), self.next.examine());
         findings.extend([time_to_live, backups, self.clock()]);
-        findings.extend(next);
+        // What core tells of leases is of what the store could do.
+        let refused = findings
+            .iter()
+            .any(|finding| finding.check == REPLICAS && finding.severity > Severity::Fine);
+        findings.extend(next.into_iter().filter(|finding| !refused || finding.check != "leases"));
         findings
+    }
+
+    async fn set_up(&self) -> Vec<Finding> {
+        self.next.set_up().await
+    }
+}
+
+fn remedy(error: &Error) -> &'static str {
+    match error.kind() {
+        Kind::Denied if error.message().contains("DescribeTable") => {
+            "allow dynamodb:DescribeTable on it"
+        }
+        Kind::Denied => "see who asks: aws sts get-caller-identity",
+        Kind::Unsupported => "name another table, and let create=true make it",
+        _ if is_missing_table(error) => {
+            "see that the Region and the table's name are right; create=true makes the table"
+        }
+        _ => "see that it can be reached from here, and what `endpoint` names",
     }
 }
 
@@ -178,9 +204,9 @@ fn shape(table: &TableDescription) -> Finding {
 
 /// Looking at these takes rights that servicekit's own work does not.
 fn untold(check: &str, action: &str, error: &Error) -> Finding {
-    let why = match error.kind() {
-        Kind::Denied => format!("these credentials may not see it ({action})"),
-        _ => format!("it could not be told: {}", error.message()),
-    };
-    Finding::fine(check, why)
+    if error.kind() == Kind::Denied {
+        return Finding::fine(check, format!("these credentials may not see it ({action})"));
+    }
+    let detail = format!("it could not be told: {}", error.message());
+    Finding::warning(check, detail, "try again")
 }

@@ -2,7 +2,6 @@
 
 use std::{error::Error as StdError, time::Duration};
 
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
@@ -11,8 +10,25 @@ use servicekit_core::{Effect, Error, Kind, Retry};
 
 /// The code of a condition that did not hold.
 pub(crate) const CONDITION: &str = "ConditionalCheckFailedException";
+/// What to look at where something else answers.
+const NO_DYNAMODB: &str =
+    "that is no DynamoDB, or one that is too old; look at what `endpoint` names, and at proxies";
+/// What to do where nobody says who asks.
+pub(crate) const NO_CREDENTIALS: &str = "no usable AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID, name a ?profile=, or give \
+                                         the host a role";
+/// What to do then.
+const MISSING_TABLE: &str = "there is no such table in this Region, or not yet; create it, or let servicekit do so with create=true";
 /// The code of a table that is not there.
-pub(crate) const NO_TABLE: &str = "ResourceNotFoundException";
+const NO_TABLE: &str = "ResourceNotFoundException";
+
+/// The codes of credentials that may have been right once.
+pub(crate) const EXPIRED: [&str; 5] = [
+    "ExpiredTokenException",
+    "ExpiredToken",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidAccessKeyId",
+];
 
 /// The error for a request that failed, or had no answer within `patience`.
 pub(crate) fn explain<E>(
@@ -45,14 +61,22 @@ where
             let kind = if status >= 500 { Kind::Unavailable } else { Kind::Unexpected };
             Error::new(kind, message).retry_as(effect.unsettled())
         }
-        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => not_sent(&error)
-            .unwrap_or_else(|| {
-                let message = format!("the connection failed{}", innermost(&error));
-                Error::new(Kind::Unavailable, message).retry_as(effect.unsettled())
-            }),
+        SdkError::ConstructionFailure(_) => not_sent(&error).unwrap_or_else(|| {
+            let message = format!("the request cannot be made{}", innermost(&error));
+            Error::new(Kind::Invalid, message)
+        }),
+        SdkError::DispatchFailure(_) => not_sent(&error).unwrap_or_else(|| {
+            let message = format!("the connection failed{}", innermost(&error));
+            Error::new(Kind::Unavailable, message).retry_as(effect.unsettled())
+        }),
         _ => Error::new(Kind::Unexpected, "the SDK failed").retry_as(effect.unsettled()),
     };
     failed.because(error)
+}
+
+/// Whether a look at the table failed because there is none.
+pub(crate) fn is_missing_table(error: &Error) -> bool {
+    error.message().starts_with(MISSING_TABLE)
 }
 
 /// The error for an answer that says no.
@@ -90,20 +114,18 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
             (Invalid, Never, "the table has another shape")
         }
         "ValidationException" => (Invalid, Never, "DynamoDB refuses it"),
-        NO_TABLE => (
-            Unavailable,
-            Never,
-            "there is no such table in this Region, or not yet; create it, or let servicekit do so with create=true",
-        ),
+        NO_TABLE => (Unavailable, Never, MISSING_TABLE),
         "ResourceInUseException" | "TableInUseException" => {
             (Unavailable, Safe, "the table is being created, changed or deleted")
         }
         "AccessDeniedException" | "AccessDenied" => {
             (Denied, Never, "these credentials may not do that; see docs/backends/dynamodb.md")
         }
-        "ExpiredTokenException" | "ExpiredToken" => {
-            (Denied, Never, "the credentials have expired; log in again, or renew them")
-        }
+        "ExpiredTokenException" | "ExpiredToken" => (
+            Unavailable,
+            Safe,
+            "the credentials have expired, and there are no others yet; log in again",
+        ),
         // What the answer says of the time is known by now, and the next request is signed by it.
         "RequestTimeTooSkewed" | "RequestExpired" => {
             (Denied, Safe, "this host's clock is wrong; signing by DynamoDB's from now on")
@@ -126,9 +148,10 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
         "OptInRequired" | "SubscriptionRequiredException" => {
             (Denied, Never, "the account is not set up for DynamoDB in this Region")
         }
-        "UnknownOperationException" | "SerializationException" => {
-            (Unsupported, Never, "that is no DynamoDB, or one that is too old")
-        }
+        "UnknownOperationException" | "SerializationException" => (Unsupported, Never, NO_DYNAMODB),
+        // DynamoDB gives each refusal a name.
+        "" if matches!(status, 300..=399 | 404 | 405 | 501) => (Unsupported, Never, NO_DYNAMODB),
+        "" if status < 400 => (Unexpected, effect.unsettled_or_never(), NO_DYNAMODB),
         _ if status >= 500 => (Unavailable, effect.unsettled(), "DynamoDB failed"),
         _ if status == 403 => (Denied, Never, "DynamoDB does not accept the credentials"),
         _ => (Unexpected, effect.unsettled_or_never(), "DynamoDB refuses it"),
@@ -145,17 +168,12 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
 
 /// The error for a request that never left: there was no connection to send it on, or nobody to sign it.
 fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
-    let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
     let find = |words: &[&str]| {
         let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
         causes.any(|cause| words.iter().any(|word| cause.to_string().contains(word)))
     };
-    if causes.any(|cause| cause.is::<CredentialsError>()) || find(&["no identity resolver"]) {
-        let message = format!(
-            "no usable AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID, name a ?profile=, or give the host a role{}",
-            innermost(error)
-        );
-        return Some(Error::new(Kind::Denied, message));
+    if find(&["no identity resolver"]) {
+        return Some(Error::new(Kind::Denied, NO_CREDENTIALS));
     }
     if find(&["invalid peer certificate"]) {
         let message = format!("the server's certificate is not trusted{}", innermost(error));
@@ -173,7 +191,7 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
 }
 
 /// The last cause in words, ready to be appended.
-fn innermost(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn StdError + 'static)) -> String {
     let cause = std::iter::successors(error.source(), |cause| (*cause).source()).last();
     cause.map(|cause| format!(": {cause}")).unwrap_or_default()
 }
@@ -217,7 +235,7 @@ mod tests {
             (400, "ResourceNotFoundException", "", Unavailable, Never, Never),
             (400, "ResourceInUseException", "", Unavailable, Safe, Safe),
             (400, "AccessDeniedException", "not authorized to perform", Denied, Never, Never),
-            (400, "ExpiredTokenException", "", Denied, Never, Never),
+            (400, "ExpiredTokenException", "", Unavailable, Safe, Safe),
             (400, "RequestTimeTooSkewed", "", Denied, Safe, Safe),
             (400, "InvalidSignatureException", "Signature expired: 2026", Denied, Safe, Safe),
             (400, "InvalidSignatureException", "Signature not yet current", Denied, Safe, Safe),
@@ -233,6 +251,10 @@ mod tests {
             (503, "ServiceUnavailable", "", Unavailable, Safe, Unknown),
             (502, "", "", Unavailable, Safe, Unknown),
             (403, "", "", Denied, Never, Never),
+            (200, "", "", Unexpected, Never, Unknown),
+            (301, "", "", Unsupported, Never, Never),
+            (404, "", "", Unsupported, Never, Never),
+            (501, "", "", Unsupported, Never, Never),
             (418, "Teapot", "", Unexpected, Never, Unknown),
         ] {
             for (effect, retry) in [(Effect::Nothing, read), (Effect::Write, write)] {

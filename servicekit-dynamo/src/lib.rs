@@ -15,8 +15,10 @@
 //! ```
 
 mod config;
+mod credentials;
 mod doctor;
 mod error;
+mod mark;
 mod records;
 mod store;
 mod table;

@@ -65,9 +65,9 @@ pub(crate) fn is_marked(group: &Group) -> bool {
     kind(group).is_some_and(|kind| MARKED.contains(&kind))
 }
 
-/// Whether a group is a lease's: what must not be written in two Regions.
-pub(crate) fn is_of_a_lease(group: &Group) -> bool {
-    kind(group) == Some("lease")
+/// Whether what a group holds must not be written in two Regions: two would hold a lease, or each make a CA.
+pub(crate) fn has_one_writer(group: &Group) -> bool {
+    matches!(kind(group), Some("lease" | "certs"))
 }
 
 fn kind(group: &Group) -> Option<&str> {

@@ -11,16 +11,17 @@ use aws_sdk_dynamodb::{
 };
 use futures_util::{future::try_join_all, stream::BoxStream};
 use servicekit_core::{
-    Capabilities, Effect, Env, Error, Kind, Result,
+    Capabilities, Effect, Env, Error, Kind, Result, Retry,
     store::{Change, Expect, Group, Keep, Key, Life, Limits, Put, Record, Store, Version, WriteId},
 };
 
 use crate::{
     config::Config,
+    mark::{Debt, Marks},
     records::{
         ENDS_MS, EXPIRES, GROUP, Item, KEPT, MARK, NAME, Strangers, TTL_MS, TTL_S, VALUE, VERSION,
-        WRITE, decode, decode_value, encode, integer, is_marked, is_of_a_lease, key_of, mark_of,
-        number, seconds, version_of,
+        WRITE, decode, decode_value, encode, has_one_writer, is_marked, key_of, number, seconds,
+        version_of,
     },
     table::Table,
     watch,
@@ -32,6 +33,11 @@ const MAX_VALUE_BYTES: usize = 400_000;
 /// Versions begin somewhere below this, so that a record that was deleted and made again never has one that it had before.
 const VERSIONS: u64 = 1 << 60;
 
+/// How often what only reads is asked for again before anybody hears of it.
+const TRIES: u32 = 2;
+/// How long it waits before the first of these; twice as long before the next.
+const MOMENT: Duration = Duration::from_millis(300);
+
 /// One table. Clones share one handle.
 ///
 /// It connects when it is first used. Dropping the last clone closes the connections.
@@ -42,6 +48,7 @@ pub(crate) struct Inner {
     pub(crate) env: Env,
     pub(crate) table: Table,
     strangers: Strangers,
+    marks: Marks,
 }
 
 impl Dynamo {
@@ -49,30 +56,34 @@ impl Dynamo {
     #[must_use]
     pub fn new(config: Config, env: Env, limits: Limits) -> Self {
         let table = Table::new(config, env.clone(), limits);
-        Self(Arc::new(Inner { env, table, strangers: Strangers::default() }))
+        let (strangers, marks) = Default::default();
+        Self(Arc::new(Inner { env, table, strangers, marks }))
     }
 
-    /// Makes the table if it is missing, and waits until it can be used, for a minute at most.
+    /// Makes the table if it is missing, and waits until it can be used, for most of the time that `limits` gives an operation.
     ///
     /// # Errors
     ///
-    /// `Denied` and others of making it; `Invalid` for a table of another shape; `Unavailable` (safe to repeat) when it is not
+    /// `Denied` and others of making it; `Unsupported` for a table of another shape; `Unavailable` (safe to repeat) when it is not
     /// ready by then. That the store cannot be reached is no error here: whoever uses it finds out.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves a table that is being made, and will be ready soon.
     pub async fn make_table(&self) -> Result<()> {
-        let made = self.0.table.make(Duration::from_secs(60)).await;
+        let made = self.0.table.make().await;
         made.map_err(|error| error.on("dynamodb"))
     }
 
     /// Reads one group, page by page. What a decision hangs on has to be consistent, which costs twice as much.
+    ///
+    /// A page that fails is asked for again, so that the others were not read in vain; the first is left to the caller.
     pub(crate) async fn read_group(&self, group: &Group, consistent: bool) -> Result<Vec<Record>> {
         let Inner { table, strangers, .. } = &*self.0;
         let (client, _) = table.open().await?;
         let mut records = Vec::new();
         let mut start: Option<Item> = None;
+        let mut failures = 0;
         loop {
             let query = client
                 .query()
@@ -83,8 +94,14 @@ impl Dynamo {
                 .expression_attribute_names("#name", NAME)
                 .expression_attribute_values(":mark", AttributeValue::S(MARK.to_owned()))
                 .expression_attribute_values(":group", AttributeValue::S(group.as_str().to_owned()))
-                .set_exclusive_start_key(start);
-            let page = table.ask(Effect::Nothing, query.send()).await?;
+                .set_exclusive_start_key(start.clone());
+            let page = match table.ask(Effect::Nothing, query.send()).await {
+                Err(error) if start.is_some() && self.may_pass(&error, &mut failures).await => {
+                    continue;
+                }
+                page => page?,
+            };
+            failures = 0;
             let now = table.clock.earliest();
             let here = |item: &Item| Some(decode(strangers.key(group, item)?, item, now));
             records.extend(page.items().iter().filter_map(here));
@@ -95,27 +112,15 @@ impl Dynamo {
         }
     }
 
-    /// Reads a group's mark, which may be a moment old; none is 0.
-    pub(crate) async fn read_mark(&self, group: &Group) -> Result<i64> {
-        let table = &self.0.table;
-        let (client, _) = table.open().await?;
-        let get = client.get_item().table_name(&table.config.table).set_key(Some(mark_of(group)));
-        let found = table.ask(Effect::Nothing, get.send()).await?.item;
-        Ok(found.and_then(|item| integer(&item, VERSION)).unwrap_or(0))
-    }
-
-    /// Raises a group's mark, after a change that followers have to see. If that fails they see it when they next read all.
-    async fn raise_mark(&self, client: &Client, group: &Group) {
-        let raise = client
-            .update_item()
-            .table_name(&self.0.table.config.table)
-            .set_key(Some(mark_of(group)))
-            .update_expression("ADD #version :one")
-            .expression_attribute_names("#version", VERSION)
-            .expression_attribute_values(":one", number(1));
-        if let Err(error) = self.0.table.ask(Effect::Nothing, raise.send()).await {
-            tracing::debug!(%error, %group, "a change was not marked");
+    /// Whether to ask again after a failure, which is one of several in a row; then this has waited for a moment.
+    pub(crate) async fn may_pass(&self, error: &Error, failures: &mut u32) -> bool {
+        if *failures >= TRIES || !error.is_transient() || error.retry() == Retry::Never {
+            return false;
         }
+        let Env { clock, random } = &self.0.env;
+        clock.sleep(random.jitter(MOMENT * (1 << *failures), 0.5)).await;
+        *failures += 1;
+        true
     }
 }
 
@@ -179,8 +184,8 @@ impl Dynamo {
     /// The client, for a write to a record.
     async fn open_for(&self, key: &Key) -> Result<&Client> {
         let (client, seen) = self.0.table.open().await?;
-        match &seen.no_leases {
-            Some(why) if is_of_a_lease(&key.group) => Err(Error::new(Kind::Unsupported, why)),
+        match &seen.refused {
+            Some(why) if has_one_writer(&key.group) => Err(Error::new(Kind::Unsupported, why)),
             _ => Ok(client),
         }
     }
@@ -238,22 +243,16 @@ impl Dynamo {
                 }
             }
         };
-        let marked = is_marked(&key.group);
-        if marked {
+        let debt = is_marked(&key.group).then(|| self.0.marks.begin(&key.group));
+        if debt.is_some() {
             update = update.return_values(ReturnValue::AllOld);
         }
         let answer = self.0.table.ask(Effect::Write, update.update_expression(sets).send()).await;
-        let shows = match &answer {
+        if let Some(debt) = debt {
             // To put again what is there keeps it, and is nothing to see.
-            Ok(answer) => {
-                let before = answer.attributes.as_ref().and_then(decode_value);
-                before.as_deref() != Some(&**value)
-            }
-            // An earlier attempt of this very put may be what is in the way, and nobody marked that.
-            Err(error) => error.kind() == Kind::Conflict,
-        };
-        if marked && shows {
-            self.raise_mark(client, &key.group).await;
+            let before = answer.as_ref().ok().and_then(|answer| answer.attributes.as_ref());
+            let is_new = before.and_then(decode_value).as_deref() != Some(&**value);
+            self.mark(debt, answer.as_ref().map(|_| is_new)).await?;
         }
         answer?;
         Ok(Version::new(version))
@@ -303,11 +302,10 @@ impl Dynamo {
         if condition.contains("#group") {
             delete = delete.expression_attribute_names("#group", GROUP);
         }
+        let debt = is_marked(&key.group).then(|| self.0.marks.begin(&key.group));
         let answer = self.0.table.ask(Effect::Write, delete.send()).await.map(drop);
-        let may_show =
-            answer.as_ref().map_or_else(|error| error.kind() == Kind::Conflict, |()| true);
-        if is_marked(&key.group) && may_show {
-            self.raise_mark(client, &key.group).await;
+        if let Some(debt) = debt {
+            self.mark(debt, answer.as_ref().map(|()| true)).await?;
         }
         match answer {
             Err(error) if error.kind() == Kind::Conflict && self.find(key).await?.is_none() => {
@@ -315,6 +313,23 @@ impl Dynamo {
             }
             answer => answer,
         }
+    }
+
+    /// Marks a change, after an answer that tells whether it is one that shows.
+    async fn mark(&self, debt: Debt<'_>, shows: Result<bool, &Error>) -> Result<()> {
+        let is_due = match shows {
+            Ok(shows) => shows || debt.is_old,
+            // An earlier attempt of this very change may be what is in the way, and nobody marked that.
+            Err(error) if error.kind() == Kind::Conflict => true,
+            // It may be made, or still be: the next attempt marks it.
+            Err(error) if error.retry() == Retry::Unknown => return Ok(()),
+            Err(_) => false,
+        };
+        if is_due {
+            return debt.pay(&self.0.table).await;
+        }
+        debt.forgive();
+        Ok(())
     }
 
     fn update(&self, client: &Client, key: &Key) -> UpdateItemFluentBuilder {

@@ -3,23 +3,30 @@
 use std::{fmt, future::Future, time::Duration};
 
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_dynamodb::{
     Client,
-    config::{Builder, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{
+        Builder, IdentityCache, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
+    },
     error::{ProvideErrorMetadata, SdkError},
     types::{
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
         TableDescription, TableStatus, TimeToLiveSpecification,
     },
 };
-use servicekit_core::{Effect, Env, Error, Kind, Result, Retry, store::Limits};
+use servicekit_core::{
+    Effect, Env, Error, Kind, Result, Retry,
+    store::{Limits, StoreClock},
+};
 use tokio::sync::OnceCell;
 
 use crate::{
     config::Config,
-    error::{NO_TABLE, explain},
+    credentials::{Chain, Keeper},
+    error::{EXPIRED, explain, is_missing_table},
     records::{EXPIRES, GROUP, NAME},
-    time::StoreClock,
+    time::Listener,
 };
 
 /// The connection to one table; it is made, and the table looked at, when it is first used.
@@ -29,23 +36,37 @@ pub(crate) struct Table {
     env: Env,
     /// How long an answer may take; less than the wrapper gives an attempt, so that the answer tells why.
     patience: Duration,
-    client: OnceCell<Client>,
+    limits: Limits,
+    connection: OnceCell<Connection>,
     seen: OnceCell<Seen>,
+}
+
+struct Connection {
+    client: Client,
+    /// None where nothing says where to look for them.
+    credentials: Option<Keeper>,
+}
+
+enum Look {
+    /// It can be used.
+    Fit(Seen),
+    /// Soon it can, or is no more: what happens to it.
+    UnderWay(&'static str),
 }
 
 /// What a look at the table told.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Why leases must not be used, on a table with replicas in several Regions.
-    pub(crate) no_leases: Option<String>,
+    /// Why leases and certificates must not be written, on a table with replicas in several Regions.
+    pub(crate) refused: Option<String>,
 }
 
 /// The other Regions of a table.
 pub(crate) enum Replicas {
     None,
-    /// Leases are used in this Region alone.
+    /// Leases and certificates are written in this Region alone.
     Here,
-    /// Leases must not be used here, and why.
+    /// They must not be written here, and why.
     Elsewhere(String),
 }
 
@@ -56,7 +77,8 @@ impl Table {
     pub(crate) fn new(config: Config, env: Env, limits: Limits) -> Self {
         let clock = StoreClock::new(env.clock.clone());
         let patience = limits.attempt.mul_f64(0.8);
-        Self { config, clock, env, patience, client: OnceCell::new(), seen: OnceCell::new() }
+        let (connection, seen) = Default::default();
+        Self { config, clock, env, patience, limits, connection, seen }
     }
 
     /// The client, for a table that was found to be fit for use.
@@ -64,12 +86,19 @@ impl Table {
     /// The look also tells the store's time, before anything is written in terms of it.
     pub(crate) async fn open(&self) -> Result<(&Client, &Seen)> {
         let client = self.client().await;
-        let seen = self.seen.get_or_try_init(|| self.look(client)).await?;
-        Ok((client, seen))
+        let look = async || match Box::pin(self.look(client)).await? {
+            Look::Fit(seen) => Ok(seen),
+            Look::UnderWay(what) => Err(under_way(what)),
+        };
+        Ok((client, self.seen.get_or_try_init(look).await?))
     }
 
     pub(crate) async fn client(&self) -> &Client {
-        self.client.get_or_init(|| Box::pin(self.connect())).await
+        &self.connection().await.client
+    }
+
+    async fn connection(&self) -> &Connection {
+        self.connection.get_or_init(|| Box::pin(self.connect())).await
     }
 
     /// Sends one request.
@@ -81,15 +110,36 @@ impl Table {
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
+        let (clock, keeper) = (&*self.env.clock, &self.connection().await.credentials);
+        let used = match keeper {
+            Some(keeper) => Some((keeper, keeper.ready(clock, self.patience).await?)),
+            None => None,
+        };
         // The futures of the SDK are large.
-        Box::pin(request).await.map_err(|error| explain(error, effect, self.patience))
+        let error = match Box::pin(request).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if let Some((keeper, refused)) = used
+            && error.code().is_some_and(|code| EXPIRED.contains(&code))
+            && keeper.replace(&refused, clock, self.patience).await
+        {
+            return Err(explain(error, effect, self.patience).retry_as(Retry::Safe));
+        }
+        Err(explain(error, effect, self.patience))
     }
 
     /// What the table is like now.
     pub(crate) async fn describe(&self) -> Result<TableDescription> {
         let client = self.client().await;
-        let asked = client.describe_table().table_name(&self.config.table).send();
-        let answer = self.ask(Effect::Nothing, asked).await?;
+        let look = || client.describe_table().table_name(&self.config.table).send();
+        let answer = match self.ask(Effect::Nothing, look()).await {
+            // The first request of a host whose clock is wrong, which is known by now.
+            Err(error) if error.kind() == Kind::Denied && error.retry() == Retry::Safe => {
+                self.ask(Effect::Nothing, look()).await?
+            }
+            answer => answer?,
+        };
         let odd = || Error::new(Kind::Unexpected, "the answer describes no table");
         answer.table.ok_or_else(odd)
     }
@@ -104,41 +154,44 @@ impl Table {
         match &self.config.leases_region {
             Some(named) if named == here => Replicas::Here,
             Some(named) => Replicas::Elsewhere(format!(
-                "leases of this table are for processes in {named} alone; this is {here}"
+                "leases and certificates of this table are written in {named} alone; this is {here}"
             )),
             None => Replicas::Elsewhere(format!(
-                "the table has replicas ({}), and the last writer wins between Regions: name the one Region that may use \
-                 leases, in every address, with &leases-region=",
+                "the table has replicas ({}), and the last writer wins between Regions: name the one Region that may \
+                 write leases and certificates, in every address, with &leases-region=",
                 regions.join(", ")
             )),
         }
     }
 
-    /// Makes the table if it is missing and wanted, and waits for at most `longest` until it can be used.
+    /// Makes the table if it is missing and wanted, and waits for most of an operation's time until it can be used.
     ///
     /// # Errors
     ///
     /// Those of making it. That the store cannot be reached is found out by whoever uses it.
-    pub(crate) async fn make(&self, longest: Duration) -> Result<()> {
+    pub(crate) async fn make(&self) -> Result<()> {
         let clock = &*self.env.clock;
-        let deadline = clock.now() + longest;
+        let deadline = clock.now() + self.limits.total.mul_f64(0.8);
         loop {
-            match self.open().await {
-                Err(error) if is_under_way(&error) && clock.now() + LOOK < deadline => {
-                    clock.sleep(LOOK).await;
+            match Box::pin(self.look(self.client().await)).await {
+                Ok(Look::Fit(seen)) => {
+                    self.seen.get_or_init(async || seen).await;
+                    return Ok(());
                 }
-                Err(error) if error.is_transient() && !is_under_way(&error) => return Ok(()),
-                answer => return answer.map(drop),
+                Ok(Look::UnderWay(_)) if clock.now() + LOOK < deadline => clock.sleep(LOOK).await,
+                Ok(Look::UnderWay(what)) => return Err(under_way(what)),
+                Err(error) if error.is_transient() && !is_missing_table(&error) => return Ok(()),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    async fn connect(&self) -> Client {
+    async fn connect(&self) -> Connection {
         let Config { region, endpoint, profile, sdk, .. } = &self.config;
         let shared = if let Some(sdk) = sdk {
             sdk.clone()
         } else {
-            let mut loader = aws_config::defaults(BehaviorVersion::latest());
+            let mut loader = aws_config::defaults(BehaviorVersion::latest()).no_credentials();
             // So that nobody else is asked for it.
             if let Some(region) = region {
                 loader = loader.region(Region::new(region.clone()));
@@ -149,38 +202,48 @@ impl Table {
             Box::pin(loader.load()).await
         };
         let timeouts = TimeoutConfig::builder()
-            .connect_timeout(self.patience)
+            // Who cannot be reached is told from who does not answer: to the first nothing was sent.
+            .connect_timeout(self.patience.mul_f64(0.75))
             .operation_timeout(self.patience);
         let mut config = Builder::from(&shared)
             .timeout_config(timeouts.build())
             // Core's wrapper sends again what may be sent again, knows how long it may take, and settles what is unknown. Two
             // that repeat would multiply a crowd's load on a table that is throttled already.
             .retry_config(RetryConfig::disabled())
-            .interceptor(self.clock.clone());
+            .interceptor(Listener { host: self.env.clock.clone(), store: self.clock.clone() });
         if let Some(region) = region {
             config = config.region(Region::new(region.clone()));
         }
         if let Some(endpoint) = endpoint {
             config = config.endpoint_url(endpoint);
         }
-        Client::from_conf(config.build())
+        let chain = match sdk {
+            Some(sdk) => sdk.credentials_provider(),
+            None => {
+                let chain = Chain { region: shared.region().cloned(), profile: profile.clone() };
+                Some(SharedCredentialsProvider::new(chain))
+            }
+        };
+        let credentials = chain.map(|chain| Keeper::new(chain, self.clock.clone()));
+        if let Some(credentials) = &credentials {
+            config = config
+                .credentials_provider(credentials.clone())
+                .identity_cache(IdentityCache::no_cache());
+        }
+        Connection { client: Client::from_conf(config.build()), credentials }
     }
 
-    async fn look(&self, client: &Client) -> Result<Seen> {
+    async fn look(&self, client: &Client) -> Result<Look> {
         let table = match self.describe().await {
-            Err(error) if self.config.create && error.message().contains(NO_TABLE) => {
+            Err(error) if self.config.create && is_missing_table(&error) => {
                 self.create(client).await?;
-                return Err(under_way("the table is being made"));
+                return Ok(Look::UnderWay("the table is being made"));
             }
             described => described?,
         };
         match table.table_status() {
-            Some(TableStatus::Creating) => {
-                return Err(under_way("the table is being made"));
-            }
-            Some(TableStatus::Deleting) => {
-                return Err(under_way("the table is being deleted"));
-            }
+            Some(TableStatus::Creating) => return Ok(Look::UnderWay("the table is being made")),
+            Some(TableStatus::Deleting) => return Ok(Look::UnderWay("the table is being deleted")),
             _ => {}
         }
         if let Some(difference) = difference(&table) {
@@ -188,16 +251,16 @@ impl Table {
                 "the table {:?} has another shape: {difference}; name another one, and create=true makes it",
                 self.config.table
             );
-            return Err(Error::new(Kind::Invalid, message));
+            return Err(Error::new(Kind::Unsupported, message));
         }
         if self.config.create {
             self.switch_expiry_on(client).await;
         }
-        let no_leases = match self.replicas(&table).await {
+        let refused = match self.replicas(&table).await {
             Replicas::None | Replicas::Here => None,
             Replicas::Elsewhere(why) => Some(why),
         };
-        Ok(Seen { no_leases })
+        Ok(Look::Fit(Seen { refused }))
     }
 
     async fn create(&self, client: &Client) -> Result<()> {
@@ -220,8 +283,8 @@ impl Table {
                 tracing::info!(table = self.config.table, "made the table");
                 Ok(())
             }
-            // By somebody else, at the same time.
-            Err(error) if error.message().contains("ResourceInUse") => Ok(()),
+            // By somebody else, at the same time; or nobody knows, and the next look tells.
+            Err(error) if error.is_transient() => Ok(()),
             Err(error) => Err(error.during("create the table")),
         }
     }
@@ -241,7 +304,10 @@ impl Table {
         let Ok(wanted) = wanted else { return };
         let update =
             client.update_time_to_live().table_name(table).time_to_live_specification(wanted);
-        if let Err(error) = self.ask(Effect::Nothing, update.send()).await {
+        if let Err(error) = self.ask(Effect::Nothing, update.send()).await
+            // By somebody else, at the same time.
+            && !error.message().contains("already enabled")
+        {
             tracing::warn!(%error, table, "the table's time to live could not be switched on");
         }
     }
@@ -268,14 +334,9 @@ fn difference(table: &TableDescription) -> Option<String> {
         .then(|| format!("its key is ({}), not ({})", found.join(", "), wanted.join(", ")))
 }
 
-fn under_way(message: &str) -> Error {
-    Error::new(Kind::Unavailable, format!("{message}; {AGAIN}")).retry_as(Retry::Safe)
-}
-
-const AGAIN: &str = "try again in a moment";
-
-fn is_under_way(error: &Error) -> bool {
-    error.message().ends_with(AGAIN)
+fn under_way(what: &str) -> Error {
+    let message = format!("{what}; try again in a moment");
+    Error::new(Kind::Unavailable, message).retry_as(Retry::Safe)
 }
 
 impl fmt::Debug for Table {

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
+#[path = "it/common.rs"]
 mod common;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use servicekit_core::{Env, Random, store::Limits};
+use servicekit_core::store::Limits;
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -37,7 +38,7 @@ async fn slow_network(server: &Arc<server::DynamoDb>) -> Subject {
     ];
     let proxy = Proxy::start(&server.endpoint()).await;
     let endpoint = proxy.endpoint();
-    fail_now_and_then(proxy, &SLOW);
+    proxy.fail_now_and_then(&SLOW);
     subject("slow-network", endpoint, server.clone())
 }
 
@@ -46,7 +47,7 @@ async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
     const FAILING: [Mode; 3] = [Mode::LoseAnswers, Mode::Cut, Mode::Silence];
     let proxy = Proxy::start(&server.endpoint()).await;
     let endpoint = proxy.endpoint();
-    fail_now_and_then(proxy, &FAILING);
+    proxy.fail_now_and_then(&FAILING);
     subject("failing-network", endpoint, server.clone()).failing()
 }
 
@@ -61,11 +62,4 @@ fn subject(name: &'static str, endpoint: String, server: Arc<server::DynamoDb>) 
             Ok(Fresh::new(dynamo).keeping(server))
         }
     })
-}
-
-/// As a seed says that is printed.
-fn fail_now_and_then(proxy: Proxy, faults: &'static [Mode]) {
-    let seed = Env::system().random.below(1 << 32);
-    println!("{faults:?} with seed {seed}");
-    proxy.fail_now_and_then(faults, Random::seeded(seed));
 }

@@ -1,9 +1,5 @@
 //! The layout as others see it: what is in an item, and what becomes of items that somebody else wrote.
 
-#![allow(clippy::unwrap_used, reason = "all of it is tests")]
-
-mod common;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_dynamodb::{Client, types::AttributeValue};
@@ -14,6 +10,8 @@ use servicekit_core::{
 };
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::server::DynamoDb;
+
+use crate::common;
 
 async fn start() -> Option<(DynamoDb, Dynamo, Client)> {
     let server = DynamoDb::start()?;

@@ -1,20 +1,11 @@
 //! What tests on a real table share.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "each test binary uses a part of it"
-)]
-
-pub mod stub;
-
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use servicekit_dynamo::Config;
 
 /// The table `fleet` at a server of this host, which is made when it is missing.
-pub fn config(endpoint: &str) -> Config {
+pub(crate) fn config(endpoint: &str) -> Config {
     let rest = format!("//eu-central-1/fleet?endpoint=http://{endpoint}&create=true");
     let mut config = Config::parse(&rest).unwrap();
     config.sdk = Some(sdk());
@@ -22,7 +13,7 @@ pub fn config(endpoint: &str) -> Config {
 }
 
 /// Somebody whom a server of this host knows.
-pub fn sdk() -> SdkConfig {
+pub(crate) fn sdk() -> SdkConfig {
     let credentials = Credentials::new("test", "hush", None, None, "test");
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())

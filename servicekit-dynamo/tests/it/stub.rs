@@ -6,19 +6,34 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use servicekit_core::store::{Expect, Keep, Key, Put, WriteId};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
+/// The time, as an answer tells it.
+pub(crate) const DATE: &str = "Sat, 21 Nov 2026 11:00:00 GMT";
+
 /// A table that is fit for use, as `DescribeTable` shows it.
-pub const TABLE: &str = r#"{"Table":{"TableName":"fleet","TableStatus":"ACTIVE",
+pub(crate) const TABLE: &str = r#"{"Table":{"TableName":"fleet","TableStatus":"ACTIVE",
     "AttributeDefinitions":[{"AttributeName":"group","AttributeType":"S"},{"AttributeName":"name","AttributeType":"S"}],
     "KeySchema":[{"AttributeName":"group","KeyType":"HASH"},{"AttributeName":"name","KeyType":"RANGE"}]}}"#;
 
+/// What is put into it.
+pub(crate) fn put(key: Key) -> Put {
+    Put {
+        key,
+        value: (*b"{}").into(),
+        expect: Expect::Absent,
+        keep: Keep::Durable,
+        write: WriteId::new("mine"),
+    }
+}
+
 #[derive(Clone)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// A status and a body.
     Say(u16, String),
     /// Nothing, ever.
@@ -28,7 +43,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    pub fn error(status: u16, code: &str, message: &str) -> Self {
+    pub(crate) fn error(status: u16, code: &str, message: &str) -> Self {
         let json = format!(
             r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"{message}"}}"#
         );
@@ -38,20 +53,20 @@ impl Reply {
 
 /// What was asked for, and the headers of it.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub action: String,
-    pub headers: BTreeMap<String, String>,
+pub(crate) struct Asked {
+    pub(crate) action: String,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
-pub struct Stub {
-    pub endpoint: String,
+pub(crate) struct Stub {
+    pub(crate) endpoint: String,
     asked: Arc<Mutex<Vec<Asked>>>,
     accepting: JoinHandle<()>,
 }
 
 impl Stub {
     /// Answers every action with what `reply` says, which is told how many were asked before; and with this `Date`.
-    pub async fn start(
+    pub(crate) async fn start(
         date: &str,
         reply: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -69,7 +84,7 @@ impl Stub {
     }
 
     /// What was asked so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 }

@@ -1,10 +1,6 @@
 //! Hosts whose clocks are two hours apart, and a store whose clock is set: nobody is taken for dead who lives, nobody for alive
 //! for long who is dead, and no lease changes hands for it.
 
-#![allow(clippy::unwrap_used, reason = "all of it is tests")]
-
-mod common;
-
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -18,6 +14,8 @@ use servicekit_core::{
 };
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::server::DynamoDb;
+
+use crate::common;
 
 const TTL: Duration = Duration::from_secs(6);
 const HOUR: i64 = 3_600_000;
