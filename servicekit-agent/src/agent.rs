@@ -87,7 +87,8 @@ pub enum Report {
         /// What the probes said, and the rule.
         reason: String,
     },
-    /// The store does not take what the agent has to say; told once until [`Report::StoreBack`].
+    /// The store does not take what the agent has to say; told once until [`Report::StoreBack`], and once more when an outage
+    /// becomes a refusal: `Denied`, `Invalid` or `Unsupported`.
     StoreAway(Error),
     /// The store has taken everything again.
     StoreBack,

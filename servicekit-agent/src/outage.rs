@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::Report;
 
-/// Tells once that the store is away, and once that it is back, however many parties find out.
+/// Tells once that the store is away, again when it begins to refuse, and once that it is back, however many parties find out.
 pub(crate) struct Outage {
     state: Mutex<State>,
     reports: mpsc::UnboundedSender<Report>,
@@ -20,6 +20,8 @@ struct State {
     failing: usize,
     /// Whether that was told.
     told: bool,
+    /// Whether it was told that the store refuses.
+    told_refusal: bool,
 }
 
 /// One that talks to the store; while its last request has failed, the store counts as away.
@@ -54,9 +56,11 @@ impl Party<'_> {
         let first = self.pause.replace(pause).is_none();
         let mut state = self.outage.state();
         state.failing += usize::from(first);
-        if !state.told {
-            state.told = true;
-            // Under the lock, so that reports of both kinds alternate.
+        // Who waits for the end of an outage has to know that it has become one that does not end by itself.
+        let is_refusal = error.is_refusal();
+        if !state.told || is_refusal && !state.told_refusal {
+            (state.told, state.told_refusal) = (true, is_refusal);
+            // Under the lock, so that reports come in the order in which they are true.
             let _ = self.outage.reports.send(Report::StoreAway(error));
         }
         env.random.jitter(pause, 0.2)
@@ -83,5 +87,41 @@ impl Drop for Party<'_> {
     /// Whoever talks no more cannot find out that the store is back; others will.
     fn drop(&mut self) {
         self.retire();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use servicekit_core::Kind;
+
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_once_and_once_more_when_it_becomes_a_refusal() {
+        let (reports, mut told) = mpsc::unbounded_channel();
+        let outage = Outage::new(reports);
+        let env = Env::system();
+        let (mut one, mut two) = (outage.party(), outage.party());
+        let mut told = || match told.try_recv().ok()? {
+            Report::StoreAway(error) => Some(Some(error.kind())),
+            Report::StoreBack => Some(None),
+            other => panic!("{other:?}"),
+        };
+        let fail = |party: &mut Party<'_>, kind| {
+            party.failed(Error::new(kind, "x"), &env, Duration::from_secs(1));
+        };
+        for _ in 0..2 {
+            fail(&mut one, Kind::Unavailable);
+            fail(&mut two, Kind::Timeout);
+            assert_eq!((told(), told()), (Some(Some(Kind::Unavailable)), None));
+            fail(&mut two, Kind::Denied);
+            fail(&mut one, Kind::Denied);
+            fail(&mut one, Kind::Unavailable);
+            assert_eq!((told(), told()), (Some(Some(Kind::Denied)), None));
+            one.succeeded();
+            assert_eq!(told(), None, "not for all");
+            two.succeeded();
+            assert_eq!((told(), told()), (Some(None), None));
+        }
     }
 }

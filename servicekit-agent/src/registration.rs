@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use servicekit_core::{
     Error, Instance, Kind,
-    registry::{Claim, InstanceKey, Session},
+    registry::{Claim, InstanceKey, REFRESH, Session},
 };
 use tokio::sync::{Notify, SemaphorePermit, watch};
 
@@ -21,9 +21,6 @@ pub(crate) enum Ended {
     Superseded,
 }
 
-/// Every instance is put again after about this long, changed or not: what is in the store should not hang on a single
-/// write, and an instance that nobody writes for over an hour is cleaned away.
-const PUT_AGAIN: Duration = Duration::from_secs(20 * 60);
 /// How long a put that is under way when the agent stops may take; what comes of it later cannot undo the removal.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -125,7 +122,7 @@ impl<'a> Registration<'a> {
                     // It fails only when the node halts, and that is seen elsewhere.
                     Ok(()) = state.changed() => {}
                     _ = link.wait_for(another) => {}
-                    () = clock.sleep(node.env.random.jitter(PUT_AGAIN, 0.1)) => {}
+                    () = clock.sleep(node.env.random.jitter(REFRESH, 0.1)) => {}
                 }
             }
         }

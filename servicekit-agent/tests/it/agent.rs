@@ -1,8 +1,4 @@
 //! The agent on a real registry over a store that fails when it is told to.
-#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
-
-#[path = "support/world.rs"]
-mod world;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,7 +13,8 @@ use servicekit_core::{
     store::{Limits, Store as _},
 };
 use servicekit_testkit::sim::SimClock;
-use world::{BEAT, Scripted, TTL, World, service};
+
+use crate::world::{BEAT, Scripted, TTL, World, service};
 
 const SECOND: Duration = Duration::from_secs(1);
 

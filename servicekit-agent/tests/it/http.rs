@@ -1,7 +1,4 @@
 //! The HTTP probe against real sockets.
-#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
-
-mod support;
 
 use std::{
     io::Write as _,
@@ -18,12 +15,13 @@ use servicekit_core::{
     Kind,
     health::{Probe as _, Verdict},
 };
-use support::{LONG, SHORT, When, clock, hold, read_request, serve, serve_bytes, with_env};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, pki_types::PrivatePkcs8KeyDer},
 };
+
+use crate::support::{LONG, SHORT, When, clock, hold, read_request, serve, serve_bytes, with_env};
 
 fn options(url: impl Into<String>) -> HttpOptions {
     HttpOptions { timeout: LONG, ..HttpOptions::new(url) }
@@ -277,7 +275,7 @@ async fn every_probe_opens_a_connection() {
 async fn no_proxy_of_the_environment_is_used() {
     if std::env::var_os("HTTP_PROXY").is_none() {
         let nowhere = [("HTTP_PROXY", "http://127.0.0.1:1"), ("http_proxy", "http://127.0.0.1:1")];
-        let run = with_env("no_proxy_of_the_environment_is_used", &nowhere);
+        let run = with_env("http::no_proxy_of_the_environment_is_used", &nowhere);
         let said = String::from_utf8_lossy(&run.stdout);
         assert!(run.status.success() && said.contains("1 passed"), "{said}");
     }

@@ -1,5 +1,4 @@
 //! An agent on a store that fails when it is told to, under a clock that jumps from one event to the next.
-#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
 
 use std::{
     sync::{

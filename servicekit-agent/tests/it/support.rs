@@ -1,6 +1,4 @@
 //! Servers that behave as badly as a test needs.
-#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
-#![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

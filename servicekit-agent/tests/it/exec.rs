@@ -1,13 +1,11 @@
 //! The exec probe with real processes.
-#![allow(clippy::unwrap_used, reason = "what helps a test may panic like a test")]
-
-mod support;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use servicekit_agent::probe::Exec;
 use servicekit_core::health::{Probe as _, Verdict};
-use support::{LONG, SHORT, When, clock};
+
+use crate::support::{LONG, SHORT, When, clock};
 
 async fn check(command: &str, timeout: Duration) -> Verdict {
     Exec::new(command, timeout, clock()).check().await

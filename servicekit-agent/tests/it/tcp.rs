@@ -1,10 +1,9 @@
 //! The TCP probe against real sockets.
 
-mod support;
-
 use servicekit_agent::probe::Tcp;
 use servicekit_core::health::{Probe as _, Verdict};
-use support::{LONG, SHORT, clock, hold, serve};
+
+use crate::support::{LONG, SHORT, clock, hold, serve};
 
 #[tokio::test]
 async fn a_port_that_accepts_passes() {
