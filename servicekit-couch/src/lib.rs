@@ -1,0 +1,44 @@
+//! servicekit on CouchDB: the registry, leases and certificates in one database, for those whose store is CouchDB.
+//!
+//! What it promises, how it lays out its documents, and what a cluster of CouchDB loses is in `docs/backends/couchdb.md`.
+//!
+//! It speaks HTTP through `reqwest`, and not through `couch_rs`: that keeps its client to itself, which rules out a CA of
+//! one's own, time-outs, and the `Date` of an answer; it makes one success of 201 and 202, and status 501 of a connection
+//! that failed, so that nobody can tell what may be sent again; and its types of documents bring nothing beyond `serde`.
+//!
+//! ```no_run
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use servicekit_core::{Env, Namespace, store::Limits};
+//! use servicekit_couch::{Config, Couch};
+//! let config = Config::parse("//localhost/servicekit", false)?;
+//! let couch = Couch::new(config, Env::system(), Limits::default())?;
+//! let backend = servicekit_couch::backend(couch, Namespace::default(), Env::system(), Limits::default());
+//! assert!(backend.registry.labels().await?.is_empty());
+//! # Ok::<_, servicekit_core::Error>(()) }).unwrap();
+//! ```
+
+mod config;
+mod database;
+mod doctor;
+mod error;
+mod held;
+mod http;
+mod read;
+mod records;
+mod setup;
+mod store;
+mod watch;
+
+use std::sync::Arc;
+
+use servicekit_core::{Backend, Env, Namespace, store::Limits};
+
+pub use config::Config;
+pub use store::Couch;
+
+/// Everything that servicekit needs, over one database, with a doctor that also examines it.
+#[must_use]
+pub fn backend(couch: Couch, namespace: Namespace, env: Env, limits: Limits) -> Backend {
+    let over = Backend::over("couchdb", Arc::new(couch.clone()), namespace, env, limits);
+    Backend { doctor: Arc::new(doctor::DatabaseDoctor::new(couch, over.doctor)), ..over }
+}

@@ -1,0 +1,15 @@
+//! The integration tests, as one program: a program for each file would take minutes to link, and gigabytes.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod budget;
+mod clocks;
+mod common;
+mod conflicts;
+mod doctor;
+mod feed;
+mod growth;
+mod processes;
+mod refusals;
+mod sessions;
+mod tls;
