@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use servicekit::{
 };
 
 use crate::{
-    args,
+    args, output,
     report::{Failure, chain, say},
     signals::{Signal, Signals},
 };
@@ -22,7 +23,7 @@ use crate::{
 /// The flags that every command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// The store: local:, local:/path/file.db, etcd://host[:2379], dynamodb://REGION/TABLE, memory:
+    /// The store: local:, local:/path/file.db, etcd://host[:2379], dynamodb://REGION/TABLE, couchdb://host/DATABASE, memory:
     // Not parsed by clap, whose errors would show a password.
     #[arg(
         long,
@@ -168,14 +169,30 @@ impl Context {
     }
 
     /// Runs a command that only asks: it ends when it is told to, or when the store took too long.
-    pub(crate) async fn ask<T>(
+    pub(crate) fn ask<'a, T: 'a>(
+        &'a self,
+        question: impl Future<Output = Result<T, Failure>> + Send + 'a,
+    ) -> impl Future<Output = Result<T, Failure>> + 'a {
+        self.ask_and_wait(Duration::ZERO, question)
+    }
+
+    /// Runs a command that asks, and may wait for so long on the way.
+    pub(crate) async fn ask_and_wait<T>(
         &self,
+        wait: Duration,
         question: impl Future<Output = Result<T, Failure>> + Send,
     ) -> Result<T, Failure> {
-        timeout(&*self.env.clock, self.store_timeout, question).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {:?} (--store-timeout)", self.store_timeout);
-            Err(Error::new(Kind::Timeout, message).into())
-        })
+        let limit = self.store_timeout.saturating_add(wait);
+        let mut question = pin!(question);
+        match timeout(&*self.env.clock, limit, &mut question).await {
+            Ok(answer) => answer,
+            Err(_) if output::has_begun() => question.await,
+            Err(_) => {
+                let message =
+                    format!("no answer within {:?} (--store-timeout)", self.store_timeout);
+                Err(Error::new(Kind::Timeout, message).into())
+            }
+        }
     }
 
     /// Runs something until `deadline`; `None` when that came first.
@@ -184,7 +201,7 @@ impl Context {
         deadline: Instant,
         work: impl Future<Output = T> + Send,
     ) -> Option<T> {
-        match select(std::pin::pin!(work), self.env.clock.sleep_until(deadline)).await {
+        match select(pin!(work), self.env.clock.sleep_until(deadline)).await {
             Either::Left((output, _)) => Some(output),
             Either::Right(((), _)) => None,
         }
@@ -202,7 +219,7 @@ pub(crate) async fn unless_told<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Result<T, Signal> {
-    match select(std::pin::pin!(work), std::pin::pin!(signals.next())).await {
+    match select(pin!(work), pin!(signals.next())).await {
         Either::Left((output, _)) => Ok(output),
         Either::Right((signal, _)) => Err(signal),
     }

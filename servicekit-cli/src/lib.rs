@@ -56,6 +56,7 @@ Exit status:
 Environment:
   SERVICEKIT_LOG       what to log to stderr, such as debug; servicekit=warn unless it is set
   SERVICEKIT_PASSWORD  the password of the user that --backend names
+  AWS_PROFILE, AWS_REGION and what else AWS's tools read, for dynamodb
   NO_COLOR             no colours, also on a terminal
   and one for each flag that says so"
 )]
@@ -119,6 +120,8 @@ fn start_logging() -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
+        // It would say so on stderr, too, and panic when that is what failed.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

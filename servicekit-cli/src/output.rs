@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write as _},
     os::fd::AsFd as _,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use serde::Serialize;
@@ -20,8 +21,17 @@ pub(crate) enum Output {
     Json,
 }
 
+/// This process has an answer, and tells it.
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// Whether anything was printed, or is being printed: how long that takes is up to the reader.
+pub(crate) fn has_begun() -> bool {
+    BEGUN.load(Ordering::Relaxed)
+}
+
 /// Prints `text` as it is. It does so on another thread, so that a reader that is stuck keeps no signal from being heard.
 pub(crate) async fn print(text: impl AsRef<[u8]> + Send + 'static) -> Result<(), Failure> {
+    BEGUN.store(true, Ordering::Relaxed);
     let write = move || {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_ref())?;

@@ -171,7 +171,7 @@ mod tests {
     fn every_command_has_a_test_file() {
         for command in definition().get_subcommands() {
             let name = command.get_name().replace('-', "_");
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name + ".rs");
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(name + ".rs");
             assert!(file.exists(), "{} is missing", file.display());
         }
     }

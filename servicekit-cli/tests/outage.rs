@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail so")]
 
+#[path = "it/harness/mod.rs"]
 mod harness;
 
 use std::{

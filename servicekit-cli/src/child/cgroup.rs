@@ -5,10 +5,11 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, TryLockError},
+    fs::{self, File, Permissions, TryLockError},
     io,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -17,9 +18,11 @@ use servicekit::Clock;
 use super::PAUSE;
 
 const PREFIX: &str = "servicekit-";
+/// The sticky bit means nothing in this file system. Here it says that a folder's processes run on: its guard let go of them.
+const RELEASED: u32 = 0o1000;
 /// How deep cgroups are looked for.
 const DEPTH: usize = 16;
-/// How long the processes of one dead guard may take to end; one that hangs in the kernel must not hold up the next.
+/// How long the processes of dead guards may take to end; one that hangs in the kernel must not hold up the next.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The cgroup of one guard.
@@ -27,33 +30,44 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Cgroup {
     folder: PathBuf,
     home: PathBuf,
-    /// Whether this process is in it.
-    inside: bool,
+    /// What moves this process out of it, once that has begun.
+    leaving: Option<JoinHandle<()>>,
     _lock: File,
 }
 
 /// Ends what earlier guards of this host left behind: those that were killed together with their parent, where a writable
 /// cgroup v2 was there. Returns how many there were.
 ///
-/// Waits until their processes have ended, or for two seconds each. What it may not see or end, it leaves.
+/// Waits until their processes have ended, or for two seconds. What it may not see or end, it leaves.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future leaves some for the next call.
 pub async fn end_leftovers(clock: &dyn Clock) -> usize {
-    let mut ended = 0;
-    for folder in mount().map(|mount| groups(&mount.point)).unwrap_or_default() {
-        let Ok(Some(_lock)) = lock(&folder) else { continue };
-        if kill(&folder).is_err() {
-            continue;
+    let folders = mount().map(|mount| groups(&mount.point)).unwrap_or_default();
+    let mut ending: Vec<_> = folders.into_iter().filter_map(end_leftover).collect();
+    let ended = ending.len();
+    let limit = clock.now() + PATIENCE;
+    loop {
+        ending.retain(|(folder, _lock)| remove(folder).is_err());
+        if ending.is_empty() || clock.now() >= limit {
+            return ended;
         }
-        let limit = clock.now() + PATIENCE;
-        while remove(&folder).is_err() && clock.now() < limit {
-            clock.sleep(PAUSE).await;
-        }
-        ended += 1;
+        clock.sleep(PAUSE).await;
     }
-    ended
+}
+
+/// Kills what is in a folder whose guard is dead, and keeps it locked.
+fn end_leftover(folder: PathBuf) -> Option<(PathBuf, File)> {
+    let lock = lock(&folder).ok()??;
+    if is_released(&folder) {
+        if is_empty(&folder) {
+            let _ = remove(&folder);
+        }
+        return None;
+    }
+    kill(&folder).ok()?;
+    Some((folder, lock))
 }
 
 impl Cgroup {
@@ -65,15 +79,14 @@ impl Cgroup {
         let home = home().ok_or(io::ErrorKind::Unsupported)?;
         // Who ends leftovers may take one that is not locked yet for such, and remove it.
         for _ in 0..10 {
-            let now = clock.now().since_boot().as_nanos();
-            let folder = home.join(format!("{PREFIX}{}-{now}", std::process::id()));
+            let folder = home.join(name(clock));
             fs::create_dir(&folder)?;
             let lock = lock(&folder);
             if let Ok(Some(lock)) = lock
                 && folder.join("cgroup.kill").exists()
                 && join(&folder, b"0").is_ok()
             {
-                return Ok(Self { folder, home, inside: true, _lock: lock });
+                return Ok(Self { folder, home, leaving: None, _lock: lock });
             }
             let _ = remove(&folder);
         }
@@ -81,25 +94,30 @@ impl Cgroup {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Moves this process out again; what it has started stays.
+    /// Begins to move this process out again, beside what else it does; what it has started stays.
     pub(super) fn leave(&mut self) {
-        // Where this fails, the guard ends with what it guards; and its parent sees to the rest.
-        self.inside = self.inside && join(&self.home, b"0").is_err();
+        let home = self.home.clone();
+        // Until it is done, and where it fails, the guard ends with what it guards; and its parent sees to the rest.
+        let leave = thread::Builder::new().spawn(move || drop(join(&home, b"0")));
+        self.leaving = leave.ok();
     }
 
     pub(super) fn kill(&self) -> io::Result<()> {
         kill(&self.folder)
     }
 
-    /// Lets go of the processes in it, and removes it.
+    /// Lets go of the processes in it, and removes it, unless the child has made others below it, which it keeps.
     pub(super) fn release(self) {
+        if fs::set_permissions(&self.folder, Permissions::from_mode(0o755 | RELEASED)).is_err() {
+            tracing::debug!(folder = %self.folder.display(), "cannot be marked");
+        }
         // One that starts another just then may leave a new one behind; a cgroup with processes cannot be removed.
         for _ in 0..100 {
             let members = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
             for pid in members.lines() {
                 let _ = join(&self.home, pid.as_bytes());
             }
-            if remove(&self.folder).is_ok() {
+            if fs::remove_dir(&self.folder).is_ok() || !folders(&self.folder).is_empty() {
                 return;
             }
         }
@@ -107,7 +125,10 @@ impl Cgroup {
 
     /// Removes it when nobody else is in it.
     pub(super) fn remove(mut self) {
-        self.leave();
+        if self.leaving.is_none() {
+            self.leave();
+        }
+        let _ = self.leaving.map(JoinHandle::join);
         let _ = remove(&self.folder);
     }
 }
@@ -144,16 +165,36 @@ fn folders(folder: &Path) -> Vec<PathBuf> {
     folders.map(|entry| entry.path()).collect()
 }
 
+fn is_released(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|of| of.permissions().mode() & RELEASED != 0)
+}
+
+/// Whether no process is in it, nor below it.
+fn is_empty(folder: &Path) -> bool {
+    let events = fs::read_to_string(folder.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 0")
+}
+
+/// A name that only a guard gives.
+fn name(clock: &dyn Clock) -> String {
+    format!("{PREFIX}{}-{}", std::process::id(), clock.now().since_boot().as_nanos())
+}
+
+/// Whether it is such a name. A unit of systemd may be called servicekit-something, too: what is in that is not ours to end.
+fn is_ours(name: &OsStr) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
+    numbers.is_some_and(|(id, time)| number(id) && number(time))
+}
+
 /// The cgroups of guards, at any depth.
 fn groups(top: &Path) -> Vec<PathBuf> {
     let mut groups = Vec::new();
     let mut level = vec![top.to_owned()];
     for _ in 0..DEPTH {
         let below: Vec<PathBuf> = level.iter().flat_map(|folder| folders(folder)).collect();
-        let ours = |folder: &&PathBuf| {
-            folder.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
-        };
-        groups.extend(below.iter().filter(ours).cloned());
+        groups
+            .extend(below.iter().filter(|folder| folder.file_name().is_some_and(is_ours)).cloned());
         level = below;
     }
     groups
@@ -209,6 +250,26 @@ mod tests {
         assert_eq!(parse_mount(b"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
         assert_eq!(parse_mount(b"- cgroup2"), None);
         assert_eq!(parse_mount(b""), None);
+    }
+
+    #[test]
+    fn only_what_a_guard_has_named_is_ours() {
+        let env = servicekit::Env::system();
+        assert!(is_ours(OsStr::new(&name(&*env.clock))));
+        for other in [
+            "servicekit-watch.service",
+            "servicekit-hosts@7.service",
+            "servicekit-1-2.service",
+            "servicekit-1-2.scope",
+            "servicekit-1",
+            "servicekit-1-",
+            "servicekit--1",
+            "servicekit-1-2-3",
+            "servicekit",
+            "x-servicekit-1-2",
+        ] {
+            assert!(!is_ours(OsStr::new(other)), "{other}");
+        }
     }
 
     #[test]

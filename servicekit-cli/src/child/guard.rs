@@ -73,10 +73,11 @@ async fn run() -> io::Result<()> {
             _ = child_ended.recv() => guard.reap(clock.now()),
         }
     }
-    let report = guard.finish();
     if let Some(link) = &link {
-        tell(link, &report);
+        tell(link, &guard.report());
     }
+    // What takes the kernel its time comes last: the parent need not wait for it.
+    guard.cgroup.into_iter().for_each(Cgroup::remove);
     Ok(())
 }
 
@@ -128,10 +129,10 @@ impl Guard {
         let child = match spawned {
             Some(Ok(child)) => child,
             not_spawned => {
-                cgroup.into_iter().for_each(Cgroup::remove);
                 let cannot = |error: io::Error| Report::CannotStart { errno: error.raw_os_error() };
                 let failed = not_spawned.and_then(Result::err);
                 tell(link, &failed.map_or(Report::Stopped, cannot));
+                cgroup.into_iter().for_each(Cgroup::remove);
                 return None;
             }
         };
@@ -221,10 +222,7 @@ impl Guard {
         self.deadline.is_none() && self.kill_at.is_none()
     }
 
-    fn finish(self) -> Report {
-        if let Some(cgroup) = self.cgroup {
-            cgroup.remove();
-        }
+    fn report(&self) -> Report {
         match self.code {
             Some(code) if !self.stopped => Report::Exited { code },
             _ => Report::Stopped,

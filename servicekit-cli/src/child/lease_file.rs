@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use servicekit::{Env, Instant, Label, Timestamp, lease::Token};
 
@@ -120,7 +121,11 @@ fn remove_abandoned(base: &Path) {
         if !entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)) {
             continue;
         }
-        let Ok(lock) = File::open(entry.path()) else { continue };
+        // Others may put anything under such a name where all may write: a pipe would be waited for.
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(flags.bits().cast_signed());
+        let Ok(lock) = options.open(entry.path()) else { continue };
         // One that is just being made is not locked yet; but then it is empty yet.
         if lock.try_lock().is_ok() && entry.path().join("lease.json").exists() {
             let _ = fs::remove_dir_all(entry.path());
@@ -185,6 +190,16 @@ mod tests {
         assert!(!left.exists());
         assert!(other.exists());
         assert!(standing.path().exists());
+    }
+
+    #[test]
+    fn what_others_put_there_is_not_waited_for() {
+        let base = tempfile::tempdir().unwrap();
+        let pipe = base.path().join(format!("{PREFIX}pipe"));
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        let file = file_in(base.path());
+        assert!(file.path().exists() && pipe.exists());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use servicekit::{Clock, Instant};
+use servicekit::{Clock, Instant, clock::timeout};
 use tokio::process::{Child, Command};
 
 use super::{
@@ -281,12 +281,13 @@ impl Supervisor {
     async fn take_over(&mut self, kill_at: Instant) {
         let clock = &*self.clock;
         let _ = self.guard.start_kill();
-        // Only then has all that was below the guard become a child of this process.
-        let _ = self.guard.wait().await;
+        // Only then has all that was below the guard become a child of this process; but one that hangs may never be gone.
+        let _ = timeout(clock, kill_at.since(clock.now()), self.guard.wait()).await;
         if clock.now() < kill_at {
             self.tree.terminate();
             self.tree.gone(clock, kill_at).await;
         }
+        self.tree.kill();
         end_leftovers(clock).await;
         self.tree.end(clock).await;
     }

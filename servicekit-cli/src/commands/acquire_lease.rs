@@ -165,10 +165,18 @@ impl AcquireLease {
         if self.output == Output::Json {
             let end = self.end(&granted, context);
             let taken = self.taken(&request.holder, &granted, end)?;
-            if let Err(failure) = output::print(taken).await {
+            let printed = unless_told(signals, output::print(taken)).await;
+            if let Err(failure) = printed.unwrap_or_else(|signal| Err(Failure::Interrupted(signal)))
+            {
                 // Nobody knows of it.
                 obtain::within_reason(context, backend.leases.leave(&ticket)).await;
-                return Err(failure);
+                return Err(match failure {
+                    Failure::Stdout(error) => Failure::Host(format!(
+                        "{} was given back: cannot write to stdout: {error}",
+                        self.label
+                    )),
+                    failure => failure,
+                });
             }
         }
         if let Some(standby) = standby {
@@ -193,7 +201,10 @@ impl AcquireLease {
         context: &Context,
         signals: &mut Signals,
     ) -> Result<Exit, Failure> {
-        let deadline = granted.counted_from + self.lease_timeout;
+        let clock = &context.env.clock;
+        // A grant that was used again has an end of its own, whatever is asked for now.
+        let end = granted.expires_at.map(|end| clock.now() + end.since(clock.wall()));
+        let deadline = end.unwrap_or(granted.counted_from + self.lease_timeout);
         let waited = unless_told(signals, context.until(deadline, healthy.wait())).await;
         let leaving = backend.leases.leave(ticket);
         match waited {
@@ -202,8 +213,7 @@ impl AcquireLease {
                 Ok(Exit::DONE)
             }
             Ok(None) => Err(Failure::No(format!(
-                "not healthy within {:?} (--lease-timeout); {} is free again: {}",
-                self.lease_timeout,
+                "not healthy before the lease ended (--lease-timeout); {} is free again: {}",
                 self.label,
                 healthy.last()
             ))),

@@ -17,8 +17,14 @@ use crate::{
 #[command(after_help = "Examples:
   servicekit doctor
   servicekit doctor --backend local:/var/lib/servicekit/servicekit.db
+  servicekit doctor --setup --backend couchdb://admin@db1/servicekit
   servicekit doctor -o json")]
 pub(crate) struct Doctor {
+    /// First make what the store should have and an administrator has to make: CouchDB's databases, their design document and
+    /// roles
+    #[arg(long)]
+    setup: bool,
+
     /// How to print it
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -26,7 +32,9 @@ pub(crate) struct Doctor {
 
 impl Doctor {
     pub(crate) async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let findings = context.connect().await?.doctor.examine().await;
+        let doctor = context.connect().await?.doctor;
+        let mut findings = if self.setup { doctor.set_up().await } else { Vec::new() };
+        findings.extend(doctor.examine().await);
         output::print(match self.output {
             Output::Text => table(&findings),
             Output::Json => output::json(&findings)?,

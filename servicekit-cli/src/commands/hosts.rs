@@ -122,7 +122,7 @@ async fn wait(
     let mut progress = Progress::default();
     let (mut last, mut up) = (Vec::new(), 0);
     while let Some(instances) = context.until(deadline, following.next()).await {
-        last = printer.pick(&instances, |note| progress.say(note));
+        last = printer.pick(&instances?, |note| progress.say(note));
         up = last.iter().filter(|instance| instance.state == State::Up).count();
         if up >= number as usize {
             drop(progress);
@@ -154,7 +154,7 @@ async fn watch(
         let registry = context.connect_by(None).await?.registry;
         let mut following = Following::new(registry.watch(&hosts.label));
         let mut printed = None;
-        let mut instances = following.next().await;
+        let mut instances = following.next().await?;
         is_known = true;
         loop {
             let list = printer.pick(&instances, say);
@@ -169,10 +169,10 @@ async fn watch(
             // Who takes their leave may seem to be lost for a moment.
             let soon = context.env.clock.now() + QUIET;
             instances = match context.until(soon, following.next()).await {
-                Some(instances) => instances,
+                Some(instances) => instances?,
                 None => {
                     printer.tell_lost(&instances, say);
-                    following.next().await
+                    following.next().await?
                 }
             };
         }

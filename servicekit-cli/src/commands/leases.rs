@@ -1,9 +1,9 @@
 //! `servicekit leases`: who holds which lease, and who waits.
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use servicekit::{
-    Label, ServiceId, Timestamp,
+    Error, Kind, Label, ServiceId, Timestamp,
     lease::{Grant, Lease, Token, Waiter},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     exit::Exit,
     format::Table,
     output::{self, Output},
-    report::Failure,
+    report::{Failure, say},
 };
 
 /// List leases: who holds them, since and until when, and who waits in which place
@@ -70,9 +70,21 @@ impl Leases {
             None => provider.names().await?,
         };
         let inspect = async |name: Label| provider.inspect(&name).await;
-        let leases: Vec<_> =
-            stream::iter(names).map(inspect).buffered(AT_A_TIME).try_collect().await?;
-        let rows: Vec<_> = leases.into_iter().flatten().map(Row::from).collect();
+        let leases: Vec<_> = stream::iter(names).map(inspect).buffered(AT_A_TIME).collect().await;
+        let mut damaged: Option<Error> = None;
+        let mut rows = Vec::new();
+        for lease in leases {
+            match lease {
+                Ok(lease) => rows.extend(lease.map(Row::from)),
+                // The others are shown all the same.
+                Err(error) if error.kind() == Kind::Unexpected && self.label.is_none() => {
+                    if let Some(before) = damaged.replace(error) {
+                        say(format_args!("{before}"));
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         let unknown = self.label.filter(|_| rows.is_empty());
         match self.output {
             Output::Text if unknown.is_some() => {}
@@ -81,7 +93,7 @@ impl Leases {
         }
         match unknown {
             Some(label) => Err(Failure::No(format!("no lease is called {label}"))),
-            None => Ok(Exit::DONE),
+            None => damaged.map_or(Ok(Exit::DONE), |error| Err(error.into())),
         }
     }
 }

@@ -7,7 +7,6 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use futures_util::future::{Either, select};
 use servicekit::{
-    Error, Kind,
     agent::{Agent, Options, Outcome, Report, Service, probe::Clients},
     registry::InstanceKey,
 };
@@ -95,7 +94,7 @@ impl Watch {
             }
         };
         let report = |report| match report {
-            Report::StoreAway(error) if is_final(&error) => {
+            Report::StoreAway(error) if error.is_refusal() => {
                 if let Some(refuse) = refuse.take() {
                     // Nobody listens any longer when it is stopping already.
                     let _ = refuse.send(error);
@@ -151,11 +150,6 @@ fn not_deregistered(instances: &[InstanceKey], lost_within: Duration) -> String 
 
 /// How many instances fit on a line.
 const NAMED: usize = 3;
-
-/// Whether the store refuses for good: whoever starts this process again gets a chance that waiting does not give.
-fn is_final(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Unsupported)
-}
 
 fn tell(report: Report, outage: &mut Outage) {
     match report {

@@ -42,7 +42,8 @@ pub(super) async fn obtain(
     let obtained = unless_told(signals, async {
         match request.wait {
             Some(_) => obtaining.await,
-            None => context.ask(obtaining).await,
+            // A slot may be free, and kept for the turns of two who died.
+            None => context.ask_and_wait(lease::TURN * 2, obtaining).await,
         }
     });
     match obtained.await {

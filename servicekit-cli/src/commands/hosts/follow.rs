@@ -20,18 +20,19 @@ impl Following {
         Self { events, instances: BTreeMap::new(), outage: Outage::default(), error: None }
     }
 
-    /// The whole list after the next event. An outage of the store is said once, and changes nothing.
+    /// The whole list after the next event. An outage of the store is said once, and changes nothing; a refusal ends it.
     ///
     /// Dropping the future loses no event.
-    pub(super) async fn next(&mut self) -> Vec<Arc<Instance>> {
+    pub(super) async fn next(&mut self) -> Result<Vec<Arc<Instance>>> {
         loop {
             match self.events.next().await {
                 Some(Ok(event)) => {
                     self.error = None;
                     self.outage.back();
                     self.take(event);
-                    return self.instances.values().cloned().collect();
+                    return Ok(self.instances.values().cloned().collect());
                 }
+                Some(Err(error)) if error.is_refusal() => return Err(error),
                 Some(Err(error)) => {
                     self.outage.away(&error);
                     self.error = Some(error);
@@ -59,6 +60,25 @@ impl Following {
             Event::Removed(id) => {
                 self.instances.remove(&id);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use servicekit::{Kind, registry::Snapshot};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outage_is_waited_for_and_a_refusal_is_not() {
+        let away = || Err(Error::new(Kind::Unavailable, "x"));
+        let snapshot = || Ok(Event::Snapshot(Snapshot { instances: Vec::new() }));
+        for refusal in [Kind::Denied, Kind::Invalid, Kind::Unsupported] {
+            let events = [away(), snapshot(), away(), Err(Error::new(refusal, "x")), snapshot()];
+            let mut following = Following::new(futures_util::stream::iter(events).boxed());
+            assert_eq!(following.next().await.unwrap(), []);
+            assert_eq!(following.next().await.unwrap_err().kind(), refusal);
         }
     }
 }
