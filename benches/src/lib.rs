@@ -1,5 +1,7 @@
 //! What several benches share.
 
+pub mod stores;
+
 use std::{
     error::Error,
     path::PathBuf,

@@ -100,6 +100,8 @@ impl Connector {
     #[must_use]
     pub fn builtin() -> Self {
         let connector = Self(BTreeMap::new()).with("memory", memory);
+        #[cfg(feature = "couchdb")]
+        let connector = connector.with("couchdb", couchdb).with("couchdbs", couchdb);
         #[cfg(feature = "dynamodb")]
         let connector = connector.with("dynamodb", dynamodb);
         #[cfg(feature = "etcd")]
@@ -158,10 +160,11 @@ impl Connector {
         let mut more: Vec<_> = FEATURES.iter().map(|(_, feature)| *feature).collect();
         more.dedup();
         more.retain(|feature| !self.0.contains_key(*feature));
-        let more = more.join(", ");
-        invalid(format!(
-            "no backend is called {scheme:?}; this build knows {here}; others come with the features {more}"
-        ))
+        let more = match &*more.join(", ") {
+            "" => String::new(),
+            more => format!("; others come with the features {more}"),
+        };
+        invalid(format!("no backend is called {scheme:?}; this build knows {here}{more}"))
     }
 }
 
@@ -189,6 +192,23 @@ async fn memory(address: Address, options: Options) -> Result<Backend> {
     let Options { namespace, env, limits, .. } = options;
     let store = Arc::new(Memory::new(env.clone(), Profile::Server));
     Ok(Backend::over("memory", store, namespace, env, limits))
+}
+
+#[cfg(feature = "couchdb")]
+async fn couchdb(address: Address, options: Options) -> Result<Backend> {
+    use servicekit_couch::{Config, Couch};
+
+    let mut config = Config::parse(address.rest(), address.scheme() == "couchdbs")?;
+    let create = config.create;
+    let Options { namespace, env, limits, password } = options;
+    if config.user.is_some() && config.password.is_none() {
+        config.password = password.map(|password| password.0);
+    }
+    let couch = Couch::new(config, env.clone(), limits)?;
+    if create {
+        couch.make_databases().await?;
+    }
+    Ok(servicekit_couch::backend(couch, namespace, env, limits))
 }
 
 #[cfg(feature = "dynamodb")]
@@ -291,7 +311,15 @@ impl Address {
     #[must_use]
     pub fn password_variables(&self) -> &'static [&'static str] {
         match (self.scheme(), self.rest()) {
-            ("dynamodb", _) => &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"],
+            // Half of what belongs together would keep others from looking further.
+            ("dynamodb", _) => &[
+                "AWS_ACCESS_KEY_ID",
+                "AWS_SECRET_ACCESS_KEY",
+                // What AWS's own chain takes where that is missing.
+                "SECRET_ACCESS_KEY",
+                "AWS_SESSION_TOKEN",
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+            ],
             ("etcd", "") => &["ETCDCTL_USER", "ETCDCTL_PASSWORD"],
             _ => &[],
         }
@@ -390,19 +418,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_scheme_that_is_not_compiled_in_names_its_feature() {
-        for (url, feature) in [
+        let lacking: &[(&str, &str)] = &[
             #[cfg(not(feature = "etcd"))]
             ("etcd", "`etcd`"),
             #[cfg(not(feature = "etcd"))]
             ("etcds://host:2379/prefix", "`etcd`"),
             #[cfg(not(feature = "dynamodb"))]
             ("dynamodb://eu-central-1/table", "`dynamodb`"),
+            #[cfg(not(feature = "couchdb"))]
             ("couchdbs://host/database", "`couchdb`"),
-        ] {
+        ];
+        for (url, feature) in lacking {
             assert!(refusal(url).await.contains(&format!("with the feature {feature}")), "{url}");
         }
         let unknown = refusal("zookeeper://host").await;
         assert!(unknown.contains("no backend is called \"zookeeper\""), "{unknown}");
+        #[cfg(not(feature = "couchdb"))]
         assert!(unknown.contains("features couchdb"), "{unknown}");
     }
 

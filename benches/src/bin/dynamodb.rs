@@ -16,14 +16,12 @@ use aws_sdk_dynamodb::{
     operation::update_item::builders::UpdateItemFluentBuilder,
     types::AttributeValue,
 };
-use futures_util::{StreamExt as _, future::try_join};
-use servicekit::{
-    Backend, Clock as _, Env, Label, Namespace,
-    clock::SystemClock,
-    lease::{Request, Standing, Term},
-    store::Limits,
+use futures_util::future::try_join;
+use servicekit::{Backend, Clock as _, Env, Label, Namespace, clock::SystemClock, store::Limits};
+use servicekit_benches::{
+    Result,
+    stores::{cycles, request, wait_for},
 };
-use servicekit_benches::Result;
 use servicekit_dynamo::{Config, Dynamo};
 use servicekit_testkit::server;
 
@@ -31,7 +29,8 @@ use servicekit_testkit::server;
 async fn main() -> Result<()> {
     let server = server::DynamoDb::start().ok_or("DynamoDB Local is missing")?;
     let backend = connect(&server).await?;
-    cycles(&backend, &bare(&server)).await?;
+    let client = bare(&server);
+    cycles(&backend, CYCLES, async || bare_cycle(&client).await).await?;
     hand_over(&backend, &server).await
 }
 
@@ -60,49 +59,7 @@ fn bare(server: &server::DynamoDb) -> Client {
     Client::from_conf(config.build())
 }
 
-const ROUNDS: usize = 20;
 const CYCLES: usize = 25;
-
-async fn cycles(backend: &Backend, client: &Client) -> Result<()> {
-    cycle(backend).await?;
-    bare_cycle(client).await?;
-    let clock = SystemClock;
-    let (mut ours, mut theirs) = (Duration::ZERO, Duration::ZERO);
-    for _ in 0..ROUNDS {
-        let began = clock.now();
-        for _ in 0..CYCLES {
-            cycle(backend).await?;
-        }
-        let between = clock.now();
-        for _ in 0..CYCLES {
-            bare_cycle(client).await?;
-        }
-        ours += between.since(began);
-        theirs += clock.now().since(between);
-    }
-    let count = f64::from(u32::try_from(ROUNDS * CYCLES)?);
-    println!("lease cycles:                    {:8.0} a second", count / ours.as_secs_f64());
-    println!("the same requests, bare:         {:8.0} a second", count / theirs.as_secs_f64());
-    println!("time against bare:               {:8.2}", ours.as_secs_f64() / theirs.as_secs_f64());
-    Ok(())
-}
-
-fn request(holder: &str) -> Result<Request> {
-    Ok(Request {
-        holder: holder.parse()?,
-        term: Term::Attended { ttl: Duration::from_secs(60) },
-        slots: 1,
-        wait: Some(Duration::from_secs(600)),
-        note: String::new(),
-    })
-}
-
-async fn cycle(backend: &Backend) -> Result<()> {
-    match backend.leases.join(&"bench".parse()?, &request("bench")?).await? {
-        (ticket, Standing::Granted(_)) => Ok(backend.leases.leave(&ticket).await?),
-        (_, standing) => Err(format!("not granted: {standing:?}").into()),
-    }
-}
 
 /// The requests of a cycle, with values of the same sizes: the ticket and the head at once, the head; the queue and the
 /// ticket's end at once, the head.
@@ -173,18 +130,7 @@ async fn hand_over(backend: &Backend, server: &server::DynamoDb) -> Result<()> {
     let (mut ticket, _) = backend.leases.join(&lease, &request("first")?).await?;
     let mut waiting = Vec::new();
     for i in 0..WAITERS {
-        let (ticket, _) = backend.leases.join(&lease, &request(&format!("w{i}"))?).await?;
-        let mut standings = backend.leases.wait(&ticket);
-        let granted = tokio::spawn(async move {
-            loop {
-                match standings.next().await {
-                    Some(Ok(Standing::Granted(_))) => return SystemClock.now(),
-                    Some(_) => {}
-                    None => panic!("it ended without a grant"),
-                }
-            }
-        });
-        waiting.push((ticket, granted));
+        waiting.push(wait_for(&backend.leases, &lease, &format!("w{i}")).await?);
     }
     clock.sleep(Duration::from_secs(5)).await;
     backend.leases.renew(&ticket).await?;

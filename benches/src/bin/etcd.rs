@@ -9,7 +9,6 @@
 
 use std::{
     process::{Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
@@ -17,18 +16,12 @@ use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, LeaseGrantOptions, PutOptions, Txn,
     TxnOp,
 };
-use futures_util::{
-    StreamExt as _,
-    future::{join_all, try_join, try_join_all},
+use futures_util::future::try_join;
+use servicekit::{Clock as _, Label, clock::SystemClock};
+use servicekit_benches::{
+    Result, binary,
+    stores::{cycles, instances, median, request, wait_for},
 };
-use servicekit::{
-    Backend, Clock as _, Env, Instance, Label, Registry, State,
-    clock::SystemClock,
-    discovery::{Options, View},
-    lease::{Request, Standing, Term},
-    registry::{Claim, Session},
-};
-use servicekit_benches::{Result, binary};
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
     server,
@@ -43,7 +36,14 @@ async fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);
     let is_wanted = |part: &str| wanted.as_ref().is_none_or(|wanted| wanted == part);
     if is_wanted("cycles") {
-        cycles(&url, &endpoint).await?;
+        let backend = servicekit::connect(&url).await?;
+        let client = Client::connect([&endpoint], None).await?;
+        let mut lease = 0;
+        cycles(&backend, CYCLES, async || {
+            lease += 1;
+            bare_cycle(&client, lease).await
+        })
+        .await?;
     }
     if is_wanted("processes") {
         processes(&url, &endpoint)?;
@@ -57,55 +57,13 @@ async fn main() -> Result<()> {
         hand_over("far", &format!("etcd://{far}"), &far).await?;
     }
     if is_wanted("instances") {
-        instances(&url).await?;
+        instances(&url, WATCHERS).await?;
     }
     Ok(())
 }
 
-const ROUNDS: usize = 20;
 const CYCLES: usize = 50;
-
-async fn cycles(url: &str, endpoint: &str) -> Result<()> {
-    let backend = servicekit::connect(url).await?;
-    let client = Client::connect([endpoint], None).await?;
-    cycle(&backend).await?;
-    let clock = SystemClock;
-    let (mut ours, mut theirs) = (Duration::ZERO, Duration::ZERO);
-    for round in 0..ROUNDS {
-        let began = clock.now();
-        for _ in 0..CYCLES {
-            cycle(&backend).await?;
-        }
-        let between = clock.now();
-        for i in 0..CYCLES {
-            bare_cycle(&client, i64::try_from(round * CYCLES + i + 1)?).await?;
-        }
-        ours += between.since(began);
-        theirs += clock.now().since(between);
-    }
-    let count = f64::from(u32::try_from(ROUNDS * CYCLES)?);
-    println!("lease cycles:                    {:8.0} a second", count / ours.as_secs_f64());
-    println!("the same requests, bare:         {:8.0} a second", count / theirs.as_secs_f64());
-    println!("time against bare:               {:8.2}", ours.as_secs_f64() / theirs.as_secs_f64());
-    Ok(())
-}
-
-fn request(holder: &str) -> Result<Request> {
-    Ok(Request {
-        holder: holder.parse()?,
-        term: Term::Attended { ttl: Duration::from_secs(30) },
-        slots: 1,
-        wait: Some(Duration::from_secs(600)),
-        note: String::new(),
-    })
-}
-
-async fn cycle(backend: &Backend) -> Result<()> {
-    match backend.leases.join(&"bench".parse()?, &request("bench")?).await? {
-        (ticket, Standing::Granted(_)) => Ok(backend.leases.leave(&ticket).await?),
-        (_, standing) => Err(format!("not granted: {standing:?}").into()),
-    }
-}
+const WATCHERS: u32 = 100;
 
 /// The requests of a cycle, with values of the same sizes: a lease and the head, the ticket, the head; the queue and the
 /// ticket's end, the head, and the lease given back.
@@ -158,11 +116,6 @@ impl Usage {
     }
 }
 
-fn median(times: &mut [Duration]) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e3
-}
-
 fn processes(url: &str, endpoint: &str) -> Result<()> {
     let mut ours = Command::new(binary()?);
     ours.args(["acquire-lease", "--label", "x", "--backend", url, "--", "true"]);
@@ -198,20 +151,7 @@ async fn hand_over(lease: &str, url: &str, endpoint: &str) -> Result<()> {
     let mut waiting = Vec::new();
     for i in 0..WAITERS {
         let leases = servicekit::connect(url).await?.leases;
-        let (ticket, _) = leases.join(&lease, &request(&format!("w{i}"))?).await?;
-        let mut standings = leases.wait(&ticket);
-        waiting.push((
-            ticket,
-            tokio::spawn(async move {
-                loop {
-                    match standings.next().await {
-                        Some(Ok(Standing::Granted(_))) => return SystemClock.now(),
-                        Some(_) => {}
-                        None => panic!("it ended without a grant"),
-                    }
-                }
-            }),
-        ));
+        waiting.push(wait_for(&leases, &lease, &format!("w{i}")).await?);
     }
     let mut client = Client::connect([endpoint], None).await?.kv_client();
     let (mut times, mut from_leave, mut trips) = (Vec::new(), Vec::new(), Vec::new());
@@ -237,88 +177,4 @@ async fn hand_over(lease: &str, url: &str, endpoint: &str) -> Result<()> {
         from_leave / trip
     );
     Ok(())
-}
-
-const INSTANCES: usize = 10_000;
-const WATCHERS: usize = 100;
-
-async fn instances(url: &str) -> Result<()> {
-    let (clock, env) = (SystemClock, Env::system());
-    let web: Label = "web".parse()?;
-    let registry = servicekit::connect(url).await?.registry;
-    let session = registry.open("bench", Duration::from_secs(600)).await?;
-    let now = clock.wall();
-    let up = |i: usize| -> Result<Instance> {
-        let mut instance =
-            Instance::starting(web.clone(), format!("web-{i}").parse()?, "10.0.0.1", now);
-        instance.change(State::Up, "rise 1", "200 OK", now);
-        Ok(instance)
-    };
-    for first in (0..INSTANCES).step_by(100) {
-        let puts = (first..first + 100).map(|i| {
-            let instance = up(i);
-            let (registry, session) = (&registry, &session);
-            async move { put_one(registry, session, instance?).await }
-        });
-        try_join_all(puts).await?;
-    }
-    let mut lists = Vec::new();
-    for _ in 0..10 {
-        let began = clock.now();
-        if registry.list(&web).await?.up().count() != INSTANCES {
-            return Err("some are missing".into());
-        }
-        lists.push(clock.now().since(began));
-    }
-    println!("list of 10,000 instances:        {:8.2} ms", median(&mut lists));
-    let before = resident()?;
-    let mut views = Vec::new();
-    for _ in 0..WATCHERS {
-        let registry = servicekit::connect(url).await?.registry;
-        let view = View::open(&registry, Options::labels([web.clone()]), env.clone());
-        view.ready().await;
-        views.push(Arc::new(view));
-    }
-    println!(
-        "a view of them:                  {:8.2} MB",
-        (resident()? - before) / WATCHERS as f64 / 1e6
-    );
-    let (mut times, claim, mut one) = (Vec::new(), Claim::new(), up(INSTANCES)?);
-    for i in 0..20_u32 {
-        one.weight = i + 1;
-        let seen = views.iter().map(|view| {
-            let (view, web) = (view.clone(), web.clone());
-            tokio::spawn(async move {
-                let is_there = |view: &View| {
-                    view.list(&web).is_some_and(|list| list.up.iter().any(|up| up.weight == i + 1))
-                };
-                while !is_there(&view) {
-                    view.changed().await;
-                }
-                SystemClock.now()
-            })
-        });
-        let seen: Vec<_> = seen.collect();
-        let began = clock.now();
-        registry.put(&session, &claim, &one).await?;
-        let last = join_all(seen).await.into_iter().flatten().max().ok_or("nobody saw it")?;
-        times.push(last.since(began));
-    }
-    println!("a change to the last of 100:     {:8.2} ms", median(&mut times));
-    Ok(())
-}
-
-async fn put_one(
-    registry: &Arc<dyn Registry>,
-    session: &Session,
-    instance: Instance,
-) -> Result<()> {
-    Ok(registry.put(session, &Claim::new(), &instance).await?)
-}
-
-/// Bytes of memory that this process has in use.
-fn resident() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: f64 = status.split(' ').nth(1).ok_or("no size")?.parse()?;
-    Ok(pages * 4096.0)
 }
