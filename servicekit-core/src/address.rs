@@ -1,6 +1,11 @@
 //! What the addresses of stores have in common, for who writes a backend: who asks, where, and parameters.
 
-use std::{collections::BTreeMap, fmt, fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
@@ -110,6 +115,23 @@ pub fn endpoint(text: &str, default_port: u16) -> Result<String> {
     match port.map_or(Ok(default_port), str::parse) {
         Ok(port @ 1..) if fine => Ok(format!("{host}:{port}")),
         _ => refused(),
+    }
+}
+
+/// The files of a client's certificate and its key, which go together.
+///
+/// # Errors
+///
+/// `Invalid` for one without the other.
+pub fn client_files(
+    cert: Option<String>,
+    key: Option<String>,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some((cert.into(), key.into()))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(invalid("a client certificate (`cert`) without its `key`")),
+        (None, Some(_)) => Err(invalid("a client's `key` without its certificate (`cert`)")),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use servicekit_core::{
     Error, Kind, Result,
-    address::{Parts, endpoint},
+    address::{Parts, client_files, endpoint},
 };
 use zeroize::Zeroizing;
 
@@ -26,13 +26,15 @@ pub struct Config {
     pub encrypted: bool,
     /// The file of the CA that signed the server's certificate; those that the system trusts where there is none.
     pub ca: Option<PathBuf>,
+    /// The files of the client's certificate and its key, where the server wants one.
+    pub client: Option<(PathBuf, PathBuf)>,
     /// Whether to make the databases where they are missing.
     pub create: bool,
     /// Whether to use leases also where the database has several nodes or copies, which may each grant the same one.
     pub unsafe_leases: bool,
 }
 
-const PARAMETERS: [&str; 3] = ["ca", "create", "unsafe-leases"];
+const PARAMETERS: [&str; 5] = ["ca", "cert", "create", "key", "unsafe-leases"];
 const DEFAULT_PORT: u16 = 5984;
 const DEFAULT_TLS_PORT: u16 = 6984;
 const DEFAULT_DATABASE: &str = "servicekit";
@@ -41,34 +43,37 @@ const LONGEST_DATABASE: usize = 200;
 
 impl Config {
     /// Reads what follows the scheme:
-    /// `//[user[:password]@]host[:5984]/database[?create=true&ca=&password-file=&unsafe-leases=true]`; nothing at all is the
-    /// database `servicekit` on this host.
+    /// `//[user[:password]@]host[:5984]/database[?create=true&ca=&cert=&key=&password-file=&unsafe-leases=true]`; nothing at
+    /// all is the database `servicekit` on this host.
     ///
     /// Reserved characters in user and password are written as `%` and two hexadecimal digits.
     ///
     /// # Errors
     ///
-    /// `Invalid` for what makes no sense: a name that no database has, a CA without TLS, a password without user, a
-    /// parameter that nobody knows; and for a password file that cannot be read or that others may read (`Secret`).
+    /// `Invalid` for what makes no sense: a name that no database has, half a TLS configuration, TLS parameters without TLS, a
+    /// password without user, a parameter that nobody knows; and for a password file that cannot be read or that others may read (`Secret`).
     pub fn parse(rest: &str, encrypted: bool) -> Result<Self> {
         let default_port = if encrypted { DEFAULT_TLS_PORT } else { DEFAULT_PORT };
         let nothing = format!("//127.0.0.1/{DEFAULT_DATABASE}");
         let rest = if rest.is_empty() { nothing.as_str() } else { rest };
         let on = |error: Error| error.on("couchdb");
-        let parts = Parts::of(rest, &PARAMETERS).map_err(on)?;
+        let mut parts = Parts::of(rest, &PARAMETERS).map_err(on)?;
         let (host, database) = parts.place.split_once('/').unwrap_or((parts.place, ""));
+        let mut file = |name| parts.parameters.remove(name);
+        let (ca, cert, key) = (file("ca"), file("cert"), file("key"));
         let config = Self {
             endpoint: endpoint(host, default_port).map_err(on)?,
             database: database_of(database.trim_end_matches('/'))?,
-            ca: parts.parameters.get("ca").map(Into::into),
+            ca: ca.map(Into::into),
+            client: client_files(cert, key).map_err(on)?,
             create: parts.flag("create").map_err(on)?,
             unsafe_leases: parts.flag("unsafe-leases").map_err(on)?,
             user: parts.user,
             password: parts.password,
             encrypted,
         };
-        if config.ca.is_some() && !encrypted {
-            return Err(invalid("`ca` needs TLS: write couchdbs:// for couchdb://"));
+        if !encrypted && (config.ca.is_some() || config.client.is_some()) {
+            return Err(invalid("`ca`, `cert` and `key` need TLS: write couchdbs:// for couchdb://"));
         }
         Ok(config)
     }
@@ -76,14 +81,24 @@ impl Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint, database, user, password: _, encrypted, ca, create, unsafe_leases } =
-            self;
+        let Self {
+            endpoint,
+            database,
+            user,
+            password: _,
+            encrypted,
+            ca,
+            client,
+            create,
+            unsafe_leases,
+        } = self;
         f.debug_struct("Config")
             .field("endpoint", endpoint)
             .field("database", database)
             .field("user", user)
             .field("encrypted", encrypted)
             .field("ca", ca)
+            .field("client", client)
             .field("create", create)
             .field("unsafe_leases", unsafe_leases)
             .finish_non_exhaustive()
@@ -126,10 +141,12 @@ mod tests {
         assert_eq!((&*config.endpoint, &*config.database), ("db1:5984", "fleet"));
         assert_eq!((config.user, config.password, config.create), (None, None, false));
 
-        let all = "//ad%6din:hu%40sh@[fd00::1]/fleet/?ca=/ca.pem&create=true&unsafe-leases=true";
+        let all =
+            "//ad%6din:hu%40sh@[fd00::1]/fleet/?ca=/ca.pem&cert=/c.pem&key=/k.pem&create=true&unsafe-leases=true";
         let config = Config::parse(all, true).unwrap();
         assert_eq!((&*config.endpoint, config.encrypted), ("[fd00::1]:6984", true));
         assert_eq!(config.user.as_deref(), Some("admin"));
+        assert_eq!(config.client, Some(("/c.pem".into(), "/k.pem".into())));
         assert_eq!(config.password.as_deref().map(String::as_str), Some("hu@sh"));
         assert_eq!((config.create, config.unsafe_leases), (true, true));
         assert!(!format!("{:?}", Config::parse(all, true).unwrap()).contains("hu@sh"));
@@ -153,6 +170,9 @@ mod tests {
             ("//db1/fleet?create=true&create=true", "one value"),
             ("//db1/fleet?verbose=1", "unknown parameter"),
             ("//db1/fleet?ca=/ca.pem", "couchdbs://"),
+            ("//db1/fleet?cert=/c.pem&key=/k.pem", "couchdbs://"),
+            ("//db1/fleet?cert=/c.pem", "without its `key`"),
+            ("//db1/fleet?key=/k.pem", "without its certificate"),
             ("//@db1/fleet", "no user"),
             ("//u:hu?sh@db1/fleet", "%3F"),
             ("//db1/fleet?password-file=/none/hush", "cannot read"),

@@ -16,6 +16,12 @@ pub(crate) fn explain(error: reqwest::Error, effect: Effect, patience: Duration)
     } else if is_untrusted(&error) {
         let message = format!("the server's certificate is not trusted{}", innermost(&error));
         Error::new(Kind::Denied, message)
+    } else if is_refused(&error) {
+        let message = format!(
+            "the server does not take this client{}; does it want a certificate (cert=, key=), or another one?",
+            innermost(&error)
+        );
+        Error::new(Kind::Denied, message)
     } else if error.is_connect() {
         let message = format!("cannot reach the server{}", innermost(&error));
         Error::new(Kind::Unavailable, message).retry_as(Retry::Safe)
@@ -75,6 +81,19 @@ fn is_missing_database(code: &str, reason: &str) -> bool {
 fn is_untrusted(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
     causes.any(|cause| cause.to_string().contains("invalid peer certificate"))
+}
+
+/// Whether the server does not take the client's certificate, or wants one: then nothing of the request was looked at.
+///
+/// In TLS 1.3 it says so when the client believes that the handshake is over (RFC 8446, section 4.4.2.4), and rustls tells by
+/// its words alone.
+fn is_refused(error: &(dyn StdError + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
+    let alerts = ["Certificate", "UnknownCA", "AccessDenied", "HandshakeFailure"];
+    causes.any(|cause| {
+        let said = cause.to_string();
+        said.contains("received fatal alert") && alerts.iter().any(|alert| said.contains(alert))
+    })
 }
 
 /// The last cause in words, ready to be appended, with what it may come from.

@@ -3,21 +3,24 @@
 
 use std::{
     fmt, fs,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use reqwest::{
-    Certificate, Client, Method, RequestBuilder, Response,
+    Certificate, Client, Identity, Method, RequestBuilder, Response,
     header::{CONTENT_TYPE, COOKIE, DATE, HeaderValue, SET_COOKIE},
     redirect::Policy,
 };
 use serde::Deserialize;
 use servicekit_core::{
     Clock, Effect, Env, Error, Kind, Result,
+    address::refuse_exposed,
     store::{Limits, StoreClock},
 };
 use time::{OffsetDateTime, PrimitiveDateTime, macros::format_description};
+use zeroize::Zeroizing;
 
 use crate::{
     config::Config,
@@ -62,7 +65,7 @@ impl Http {
     ///
     /// # Errors
     ///
-    /// `Invalid` for a file of CAs that has none.
+    /// `Invalid` for a file that does not hold what it should, `Secret` for a key that others may read.
     pub(crate) fn new(config: Config, env: &Env, limits: Limits) -> Result<Self> {
         let patience = limits.attempt.mul_f64(0.8);
         let builder = Client::builder()
@@ -83,8 +86,20 @@ impl Http {
             Some(path) => builder.tls_certs_only(authorities(path)?),
             None => builder,
         };
+        let builder = match &config.client {
+            Some((cert, key)) => builder.identity(identity(cert, key)?),
+            None => builder,
+        };
         let client = builder.build().map_err(|error| {
-            Error::new(Kind::Invalid, "TLS cannot be set up").on("couchdb").because(error)
+            let of_the_client = match &config.client {
+                Some((cert, key)) => format!(
+                    "; do the certificate {} and the key {} belong together?",
+                    cert.display(),
+                    key.display()
+                ),
+                None => String::new(),
+            };
+            invalid(format!("TLS cannot be set up{of_the_client}")).because(error)
         })?;
         let scheme = if config.encrypted { "https" } else { "http" };
         Ok(Self {
@@ -265,17 +280,37 @@ fn shown(text: String) -> String {
     text.chars().take(200).map(clean).collect()
 }
 
-fn authorities(path: &std::path::Path) -> Result<Vec<Certificate>> {
-    let invalid = |problem: &str| {
-        Error::new(Kind::Invalid, format!("CA file {}: {problem}", path.display())).on("couchdb")
-    };
-    let pem = fs::read(path).map_err(|error| invalid("it cannot be read").because(error))?;
-    let found = Certificate::from_pem_bundle(&pem)
-        .map_err(|error| invalid("it is no PEM").because(error))?;
-    if found.is_empty() {
-        return Err(invalid("no certificate in it"));
+fn authorities(path: &Path) -> Result<Vec<Certificate>> {
+    certificates("CA file", path, &read("CA file", path)?)
+}
+
+/// What the client shows of itself.
+fn identity(cert: &Path, key: &Path) -> Result<Identity> {
+    refuse_exposed("client's key", key, 0o007).map_err(|error| error.on("couchdb"))?;
+    let mut pem = read("client certificate", cert)?;
+    certificates("client certificate", cert, &pem)?;
+    pem.push(b'\n');
+    pem.extend_from_slice(&read("client's key", key)?);
+    // The certificates were looked at.
+    Identity::from_pem(&pem)
+        .map_err(|_| invalid(format!("there is no private key (PEM) in {}", key.display())))
+}
+
+fn certificates(what: &str, path: &Path, pem: &[u8]) -> Result<Vec<Certificate>> {
+    match Certificate::from_pem_bundle(pem) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(invalid(format!("there is no certificate (PEM) in the {what} {}", path.display()))),
     }
-    Ok(found)
+}
+
+fn read(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    fs::read(path).map(Zeroizing::new).map_err(|error| {
+        invalid(format!("cannot read the {what} {}", path.display())).because(error)
+    })
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::Invalid, message).on("couchdb")
 }
 
 impl fmt::Debug for Http {

@@ -1,10 +1,11 @@
-//! The conformance suite on CouchDB, or on what has its API: as it is, and behind networks that are slow or fail.
+//! The conformance suite on CouchDB, or on what has its API: as it is, with hosts whose clocks are apart, and behind networks
+//! that are slow or fail.
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use servicekit_core::store::Limits;
+use servicekit_core::{Env, Result, store::Limits};
 use servicekit_couch::{Config, Couch};
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let server = Arc::new(server);
     let subjects = [
         subject("direct", server.endpoint(), server.clone()),
+        clocks_apart(&server),
         runtime.block_on(slow_network(&server)),
         runtime.block_on(failing_network(&server)),
     ];
@@ -50,16 +52,37 @@ async fn behind_a_network(server: &server::CouchDb, faults: &'static [Mode]) -> 
     endpoint
 }
 
+/// Two hosts whose clocks are an hour apart.
+fn clocks_apart(server: &Arc<server::CouchDb>) -> Subject {
+    let server = server.clone();
+    Subject::new("clocks-apart", Time::Real, move |env| {
+        let server = server.clone();
+        let config = Config::parse(&server.database_at(&server.endpoint()), false);
+        async move {
+            let config = config?;
+            open(config.clone(), env.clone())?.make_databases().await?;
+            let hosts = Fresh::on_two_hosts(&env, Duration::from_secs(3600), |env| {
+                open(config.clone(), env).expect("it was opened before")
+            });
+            Ok(hosts.keeping(server))
+        }
+    })
+}
+
 fn subject(name: &'static str, endpoint: String, server: Arc<server::CouchDb>) -> Subject {
     Subject::new(name, Time::Real, move |env| {
         let server = server.clone();
         let config = Config::parse(&server.database_at(&endpoint), false);
-        // The server of the npm packages has one thread, and sixteen cases ask at a time.
-        let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
         async move {
-            let couch = Couch::new(config?, env, limits)?;
+            let couch = open(config?, env)?;
             couch.make_databases().await?;
             Ok(Fresh::new(couch).keeping(server))
         }
     })
+}
+
+fn open(config: Config, env: Env) -> Result<Couch> {
+    // The server of the npm packages has one thread, and sixteen cases ask at a time.
+    let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
+    Couch::new(config, env, limits)
 }

@@ -1,4 +1,5 @@
-//! The conformance suite on DynamoDB Local: as it is, and behind networks that are slow or fail.
+//! The conformance suite on DynamoDB Local: as it is, with hosts whose clocks are apart, and behind networks that are slow or
+//! fail.
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
@@ -7,7 +8,7 @@ mod common;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use servicekit_core::store::Limits;
+use servicekit_core::{Env, store::Limits};
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::{
     proxy::{Mode, Proxy},
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let server = Arc::new(server);
     let subjects = [
         subject("direct", server.endpoint(), server.clone()),
+        clocks_apart(&server),
         runtime.block_on(slow_network(&server)),
         runtime.block_on(failing_network(&server)),
     ];
@@ -51,15 +53,34 @@ async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
     subject("failing-network", endpoint, server.clone()).failing()
 }
 
+/// Two hosts whose clocks are an hour apart.
+fn clocks_apart(server: &Arc<server::DynamoDb>) -> Subject {
+    let server = server.clone();
+    Subject::new("clocks-apart", Time::Real, move |env| {
+        let server = server.clone();
+        async move {
+            open(&server.endpoint(), env.clone()).make_table().await?;
+            let hosts = Fresh::on_two_hosts(&env, Duration::from_secs(3600), |env| {
+                open(&server.endpoint(), env)
+            });
+            Ok(hosts.keeping(server))
+        }
+    })
+}
+
 fn subject(name: &'static str, endpoint: String, server: Arc<server::DynamoDb>) -> Subject {
     Subject::new(name, Time::Real, move |env| {
-        // DynamoDB Local answers some two hundred requests a second, and sixteen cases ask at a time.
-        let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
-        let dynamo = Dynamo::new(common::config(&endpoint), env, limits);
+        let dynamo = open(&endpoint, env);
         let server = server.clone();
         async move {
             dynamo.make_table().await?;
             Ok(Fresh::new(dynamo).keeping(server))
         }
     })
+}
+
+fn open(endpoint: &str, env: Env) -> Dynamo {
+    // DynamoDB Local answers some two hundred requests a second, and sixteen cases ask at a time.
+    let limits = Limits { attempt: Duration::from_secs(10), total: Duration::from_secs(10) };
+    Dynamo::new(common::config(endpoint), env, limits)
 }

@@ -53,7 +53,7 @@ impl Config {
         let prefix = prefix_of(prefix)?;
         let mut file = |name| parts.parameters.remove(name);
         let (ca, cert, key) = (file("ca"), file("cert"), file("key"));
-        let tls = Tls { ca: ca.map(Into::into), client: pair(cert, key)? };
+        let tls = Tls { ca: ca.map(Into::into), client: client_files(cert, key)? };
         if !encrypted && tls != Tls::default() {
             return Err(invalid("`ca`, `cert` and `key` need TLS: write etcds:// for etcd://"));
         }
@@ -79,7 +79,7 @@ impl Config {
             endpoint(bare.unwrap_or(url).trim_end_matches('/'))
         };
         let endpoints = listed.split(',').map(bare).collect::<Result<Vec<_>>>()?;
-        let tls = Tls { ca: set("CACERT").map(Into::into), client: pair(set("CERT"), set("KEY"))? };
+        let tls = Tls { ca: set("CACERT").map(Into::into), client: client_files(set("CERT"), set("KEY"))? };
         let encrypted = listed.contains("https://") || tls != Tls::default();
         if encrypted && listed.contains("http://") {
             let message =
@@ -130,13 +130,8 @@ fn prefix_of(path: &str) -> Result<String> {
     Ok(format!("/{path}"))
 }
 
-fn pair(cert: Option<String>, key: Option<String>) -> Result<Option<(PathBuf, PathBuf)>> {
-    match (cert, key) {
-        (Some(cert), Some(key)) => Ok(Some((cert.into(), key.into()))),
-        (None, None) => Ok(None),
-        (Some(_), None) => Err(invalid("a client certificate (`cert`) without its `key`")),
-        (None, Some(_)) => Err(invalid("a client's `key` without its certificate (`cert`)")),
-    }
+fn client_files(cert: Option<String>, key: Option<String>) -> Result<Option<(PathBuf, PathBuf)>> {
+    address::client_files(cert, key).map_err(on)
 }
 
 fn invalid(message: impl Into<String>) -> Error {

@@ -4,6 +4,7 @@
 //!   is all that a store's author needs.
 //! - [`fault`]: a store that fails as real ones do, repeatably from a seed, and one that counts requests.
 //! - [`sim`]: a runtime whose time passes as fast as it can, with clocks that jump.
+//! - [`hosts`]: hosts whose clocks are apart.
 //! - [`proxy`]: a network that fails, between a client and a real server.
 //! - [`server`]: real servers, for the time of a test.
 //! - [`processes`]: processes that contend for a lease on a real server, while things are done to them.
@@ -13,6 +14,7 @@
 pub mod budget;
 pub mod fault;
 pub mod history;
+pub mod hosts;
 pub mod processes;
 pub mod proxy;
 pub mod server;

@@ -24,14 +24,19 @@ mod run;
 mod store;
 mod world;
 
-use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc};
+use std::{any::Any, fmt, future::Future, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use servicekit_core::{Backend, Env, Namespace, Result, store::Store};
+use servicekit_core::{
+    Backend, Env, Namespace, Result,
+    store::{Limits, Store},
+};
 
 pub use case::{Case, Need, Setting};
 pub use run::{Options, Outcome, Report};
 use world::World;
+
+use crate::hosts::{self, Turns};
 
 /// Every case there is, level by level.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
@@ -81,6 +86,7 @@ pub enum Time {
 pub struct Fresh {
     store: Arc<dyn Store>,
     backend: MakeBackend,
+    apart: Duration,
     keep: Vec<Box<dyn Any + Send + Sync>>,
 }
 
@@ -131,10 +137,21 @@ impl Fresh {
     /// A store, with core's one implementation of the public traits over it.
     #[must_use]
     pub fn new(store: impl Store) -> Self {
-        let backend = |store, namespace, env| {
-            Backend::over("suite", store, namespace, env, servicekit_core::store::Limits::default())
-        };
-        Self { store: Arc::new(store), backend: Arc::new(backend), keep: Vec::new() }
+        Self { store: Arc::new(store), backend: Arc::new(over), apart: Duration::ZERO, keep: Vec::new() }
+    }
+
+    /// The same store as two hosts see it whose wall clocks are so far `apart`, one behind and one ahead of this host: `open`
+    /// is called for each. Each request is sent by the other host than the one before it, and each process runs on the other.
+    #[must_use]
+    pub fn on_two_hosts<S: Store>(env: &Env, apart: Duration, open: impl Fn(Env) -> S) -> Self {
+        let half = i64::try_from(apart.as_millis() / 2).unwrap_or(i64::MAX);
+        let hosts = [-half, half].map(|millis| hosts::ahead(env, millis));
+        let stores = hosts.clone().map(|env| Arc::new(open(env)) as Arc<dyn Store>);
+        let hosts = Turns::of(hosts);
+        let fresh = Self::new(Turns::of(stores)).with_backend(move |store, namespace, _| {
+            over(store, namespace, hosts.next().clone())
+        });
+        Self { apart, ..fresh }
     }
 
     /// Keeps `thing` until the case has ended, such as a folder that is then removed.
@@ -153,6 +170,10 @@ impl Fresh {
     ) -> Self {
         Self { backend: Arc::new(make), ..self }
     }
+}
+
+fn over(store: Arc<dyn Store>, namespace: Namespace, env: Env) -> Backend {
+    Backend::over("suite", store, namespace, env, Limits::default())
 }
 
 impl fmt::Debug for Subject {

@@ -1,51 +1,27 @@
 //! Hosts whose clocks are two hours apart, and a store whose clock is set: nobody is taken for dead who lives, nobody for alive
 //! for long who is dead, and no lease changes hands for it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use servicekit_core::{
-    Backend, Clock, Env, Instance, Instant, Label, Namespace, Random, State, Timestamp,
+    Backend, Clock as _, Env, Instance, Label, Namespace, State,
     clock::{SystemClock, timeout},
     lease::{Request, Standing, Term},
     registry::{Claim, Session},
     store::Limits,
 };
 use servicekit_dynamo::Dynamo;
-use servicekit_testkit::server::DynamoDb;
+use servicekit_testkit::{hosts, server::DynamoDb};
 
 use crate::common;
 
 const TTL: Duration = Duration::from_secs(6);
 const HOUR: i64 = 3_600_000;
 
-/// The clock of a host that was set wrongly.
-#[derive(Debug)]
-struct Wrong(i64);
-
-#[async_trait]
-impl Clock for Wrong {
-    fn now(&self) -> Instant {
-        SystemClock.now()
-    }
-
-    fn wall(&self) -> Timestamp {
-        Timestamp::from_millis(SystemClock.wall().as_millis().saturating_add_signed(self.0))
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        SystemClock.sleep(duration).await;
-    }
-
-    async fn sleep_until(&self, deadline: Instant) {
-        SystemClock.sleep_until(deadline).await;
-    }
-}
-
 /// A process on a host whose clock is so many milliseconds ahead.
 fn process(server: &DynamoDb, ahead: i64) -> Backend {
-    let env = Env { clock: Arc::new(Wrong(ahead)), random: Random::system() };
+    let env = hosts::ahead(&Env::system(), ahead);
     let dynamo = Dynamo::new(common::config(&server.endpoint()), env.clone(), Limits::default());
     servicekit_dynamo::backend(dynamo, Namespace::default(), env, Limits::default())
 }

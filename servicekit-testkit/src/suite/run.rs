@@ -135,7 +135,7 @@ async fn run_in(
     env: Env,
     clock: Option<SimClock>,
 ) -> Outcome {
-    let Fresh { store, backend, keep } = match (subject.open)(env.clone()).await {
+    let Fresh { store, backend, apart, keep } = match (subject.open)(env.clone()).await {
         Ok(fresh) => fresh,
         Err(error) => return Outcome::Failed(format!("no store was opened: {error:?}")),
     };
@@ -152,7 +152,8 @@ async fn run_in(
     }
     let longest = if clock.is_some() { LONGEST_SIMULATED } else { LONGEST_REAL };
     let namespace = namespace(&env.random);
-    let world = World { env: env.clone(), clock, faulty, counting, namespace, setting, backend };
+    let world =
+        World { env: env.clone(), clock, faulty, counting, namespace, setting, backend, apart };
     let ran = timeout(&*env.clock, longest, (case.run)(world)).await;
     drop(keep);
     match ran {

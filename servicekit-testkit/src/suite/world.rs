@@ -3,6 +3,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use servicekit_core::{
     Backend, Capabilities, Env, Error, Instant, Label, Name, Namespace, Result, ServiceId,
+    Timestamp,
     clock::timeout,
     store::{Expect, Group, Keep, Key, Put, Store, WriteId},
 };
@@ -23,6 +24,8 @@ pub(super) struct World {
     pub(super) namespace: Namespace,
     pub(super) setting: Setting,
     pub(super) backend: MakeBackend,
+    /// How far the wall clocks of processes may be from that of `env`.
+    pub(super) apart: Duration,
 }
 
 impl World {
@@ -96,6 +99,16 @@ impl World {
 
     pub(super) fn now(&self) -> Instant {
         self.env.clock.now()
+    }
+
+    /// Whether a process may have meant a moment between these two, by the wall clock of its host.
+    pub(super) fn is_between(&self, from: Timestamp, meant: Timestamp, to: Timestamp) -> bool {
+        meant + self.apart >= from && meant <= to + self.apart
+    }
+
+    /// Whether a process may have noted this moment since `began`, by the wall clock of its host.
+    pub(super) fn is_since(&self, began: Timestamp, noted: Timestamp) -> bool {
+        self.is_between(began, noted, self.env.clock.wall())
     }
 
     pub(super) async fn pass(&self, duration: Duration) {

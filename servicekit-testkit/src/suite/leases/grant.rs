@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use servicekit_core::{
-    Kind,
+    Kind, Timestamp,
     lease::{MOST_NOTE, MOST_SLOTS, Standing, Term},
 };
 
@@ -33,12 +33,13 @@ const UNRENEWED: Term = Term::Attended { ttl: Duration::from_secs(60) };
 
 async fn who_finds_a_free_slot_is_granted(world: World) {
     let one = contender(&world, "one");
-    let before = world.now();
+    let (before, began) = (world.now(), world.env.clock.wall());
     let held = one.granted().await;
     assert_eq!(held.granted.slot, 0);
     assert!(held.granted.counted_from >= before && held.granted.counted_from <= world.now());
     assert_eq!(held.granted.expires_at, None, "an attended grant is over when it is not renewed");
-    assert!(held.token() >= world.env.clock.wall().as_millis() - 60_000 && held.token() < 1 << 53);
+    let drawn = Timestamp::from_millis(held.token());
+    assert!(world.is_since(began, drawn) && held.token() < 1 << 53);
     assert_eq!(held.ticket.lease(), &one.lease);
     for leases in [&one.leases, &world.process().leases] {
         match leases.standing(&held.ticket).await.expect("standing") {
@@ -260,13 +261,14 @@ async fn anybody_can_see_who_holds_and_who_waits(world: World) {
     let [grant] = seen.grants.as_slice() else { panic!("one grant, not {:?}", seen.grants) };
     assert_eq!((&grant.holder, grant.token, grant.slot), (&id("one"), held.granted.token, 0));
     assert!(grant.attended && !grant.evicted);
-    assert!(grant.since >= began && grant.since <= now);
-    assert!(grant.expires_at.is_none_or(|at| at > now && at <= now + UNRENEWED.length()));
+    assert!(world.is_since(began, grant.since));
+    let ends = |at| world.is_between(now, at, now + UNRENEWED.length());
+    assert!(grant.expires_at.is_none_or(ends));
     assert_eq!((grant.note.as_str(), &grant.ticket), ("for the migration", &held.ticket));
     let waiting: Vec<_> =
         seen.waiting.iter().map(|waiter| (&waiter.holder, &waiter.ticket)).collect();
     assert_eq!(waiting, [(&id("two"), &second), (&id("three"), &third)]);
-    assert!(seen.waiting.iter().all(|waiter| waiter.since >= began && waiter.since <= now));
+    assert!(seen.waiting.iter().all(|waiter| world.is_since(began, waiter.since)));
     let (_, Standing::Waiting { ahead, holders }) = contender(&world, "four").join().await else {
         panic!("four does not wait")
     };

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use servicekit_core::{
-    Instance, State,
+    Instance, State, Timestamp,
     clock::timeout,
     instance::REMEMBERED_CHANGES,
     registry::{Claim, Event},
@@ -34,6 +34,7 @@ cases! { "registry";
 }
 
 async fn an_instance_that_was_put_is_listed(world: World) {
+    let began = world.env.clock.wall();
     let (node, web, claim) = (Node::open(&world).await, label("web"), Claim::new());
     let mut instance = up(&world, &web, "web-1");
     instance.host = "2001:db8::1".into();
@@ -42,8 +43,7 @@ async fn an_instance_that_was_put_is_listed(world: World) {
     instance.info = [("version", "1.2"), ("empty", "")].into_iter().collect();
     node.put(&claim, &instance).await;
     let incarnation = claim.incarnation().expect("it was drawn");
-    let now = world.env.clock.wall().as_millis();
-    assert!(incarnation >= now - 60_000 && incarnation < 1 << 53);
+    assert!(world.is_since(began, Timestamp::from_millis(incarnation)) && incarnation < 1 << 53);
     for registry in [&node.registry, &world.process().registry] {
         let snapshot = list(&world, registry, &web).await;
         let listed: Vec<&Instance> = snapshot.instances.iter().map(|i| &**i).collect();
