@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use futures_util::future::join;
+use futures_util::future::{join, try_join_all};
 
 use super::{
     super::{
         FORMAT,
         queue::{Head, HeadGrant, Queue, TicketRef, TicketValue},
     },
-    Leases, MOST_SWAPS, Swap, granted, slots_differ, too_busy,
+    Leases, MOST_SWAPS, Swap, granted, not_found, slots_differ, too_busy,
 };
 use crate::{
     Error, Instant, Kind, Label, Result,
@@ -71,8 +71,27 @@ impl<'a> Joining<'a> {
             if next.slots != self.request.slots {
                 return Err(self.slots_differ(next.slots));
             }
-            if !next.is_open() || next.grants.iter().any(|grant| self.will_do(grant)) {
+            if next.grants.iter().any(|grant| self.will_do(grant)) {
                 return self.queue_up().await;
+            }
+            if !next.is_open() {
+                let (Some(wait), Expect::At(_)) = (self.request.wait, &expect) else {
+                    return self.queue_up().await;
+                };
+                // By the head alone: a thousand who wait would each read the tickets of all others.
+                let number = next.draw_number();
+                let drawing = self.leases.put_head(self.lease, &next, expect);
+                let (drawn, all_stand) = join(drawing, self.all_stand(&next)).await;
+                match drawn {
+                    Ok(_) if all_stand? => return self.wait_as(number, wait).await,
+                    // Nobody minds a number that is never used.
+                    Ok(_) => return self.queue_up().await,
+                    Err(error) if error.kind() == Kind::Conflict => {}
+                    Err(error) => return Err(error),
+                }
+                self.leases.pause(attempt).await;
+                head = self.leases.head(self.lease).await?;
+                continue;
             }
             let grant = next.grant(self.ticket.clone(), &self.value, self.leases.wall())?;
             let granted = granted(grant, self.sent);
@@ -97,7 +116,17 @@ impl<'a> Joining<'a> {
             && grant.holder == self.request.holder
     }
 
-    /// No slot is open: settle what has ended, take a number, and look again.
+    /// Whether all that has a slot, or is kept one, is there: then nothing has to be settled.
+    async fn all_stand(&self, head: &Head) -> Result<bool> {
+        let Self { leases, lease, .. } = *self;
+        let stands = async |ticket| {
+            let row = leases.ticket(lease, ticket).await?;
+            Ok::<_, Error>(row.is_some_and(|row| !row.is_over()))
+        };
+        Ok(try_join_all(head.tickets().map(stands)).await?.into_iter().all(|stands| stands))
+    }
+
+    /// No slot is open, and something may have ended: settle that, take a number if it must be, and look again.
     async fn queue_up(&mut self) -> Result<Standing> {
         let Self { leases, lease, request, .. } = *self;
         let (wall, this) = (leases.wall(), &*self);
@@ -148,10 +177,35 @@ impl<'a> Joining<'a> {
             Err(error) if error.kind() == Kind::Conflict => return Ok(Standing::Gone),
             Err(error) => return Err(error),
         }
-        let (leases, lease) = (self.leases, self.lease);
-        let look = |queue: &Queue| leases.standing_in(lease, queue, &self.ticket, self.sent);
-        // It writes in any case: so whoever frees a slot with a list from before the number loses its swap, and lists again.
-        leases.swap(lease, |_, queue| Ok(Swap::Write(look(queue)))).await
+        let (queue, announced) = join(self.leases.queue(self.lease), self.announce()).await;
+        if announced? {
+            return Ok(self.standing_in(&queue?));
+        }
+        self.leases.swap(self.lease, |_, queue| Ok(Swap::Write(self.standing_in(queue)))).await
+    }
+
+    /// Writes the head as it is: so whoever frees a slot with a list from before the number loses its swap, and lists again.
+    /// Not so where a slot is open: that has to be offered.
+    async fn announce(&self) -> Result<bool> {
+        let Self { leases, lease, .. } = *self;
+        for attempt in 0..MOST_SWAPS {
+            let Some((head, version)) = leases.head(lease).await? else {
+                return Err(not_found(lease));
+            };
+            if head.is_open() {
+                return Ok(false);
+            }
+            match leases.put_head(lease, &head, Expect::At(version)).await {
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == Kind::Conflict => leases.pause(attempt).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(too_busy(lease))
+    }
+
+    fn standing_in(&self, queue: &Queue) -> Standing {
+        self.leases.standing_in(self.lease, queue, &self.ticket, self.sent)
     }
 
     fn slots_differ(&self, has: u32) -> Error {

@@ -11,6 +11,7 @@ use crate::{
 cases! { "leases";
     a_join_and_its_grant_take_four_requests [NoFaults, Linearizable],
     a_renewal_is_one_request [NoFaults, Linearizable],
+    who_joins_a_crowd_reads_it_once [NoFaults, Linearizable],
     a_freed_slot_wakes_one_waiter_however_many_wait [NoFaults, Linearizable, PushWatch],
     waiters_send_nothing_while_others_hold [NoFaults, Linearizable, PushWatch],
     a_freed_slot_is_taken_with_two_writes_where_waiters_poll [NoFaults, Linearizable, Polled],
@@ -34,6 +35,21 @@ async fn a_renewal_is_one_request(world: World) {
     let before = world.counting.counts();
     one.renew(&held.ticket).await;
     assert_eq!(world.counting.counts() - before, Counts { touch: 1, ..Counts::default() });
+}
+
+async fn who_joins_a_crowd_reads_it_once(world: World) {
+    let one = contender(&world, "one");
+    let held = one.granted().await;
+    for i in 0..world.many(30, 4) {
+        contender(&world, &format!("w{i}")).waiting().await;
+        // On a slow store that many joins take longer than a ttl.
+        one.renew(&held.ticket).await;
+    }
+    let before = world.counting.counts();
+    contender(&world, "last").waiting().await;
+    let counts = world.counting.counts() - before;
+    assert_eq!(counts.list, 1, "{counts:?} for a join that waits");
+    assert!(counts.sum() <= 8, "{counts:?} for a join that waits");
 }
 
 async fn a_freed_slot_wakes_one_waiter_however_many_wait(world: World) {
