@@ -26,7 +26,7 @@ pub const MOST_NOTE: usize = 128;
 ///
 /// - At most `slots` grants stand at a time. A grant is recorded in the store, and only leaving, expiry or eviction ends it.
 /// - If the join of A returned [`Standing::Waiting`] before that of B began, B is not granted before A, unless A left,
-///   lapsed, or did not claim its turn within [`TURN`]. Where several slots come free at once, those whose turn it is may
+///   lapsed, or did not claim its [`turn`]. Where several slots come free at once, those whose turn it is may
 ///   claim them in any order among themselves.
 /// - Tokens rise per lease name, for ever, also after the store was restored from a backup.
 #[async_trait]
@@ -110,8 +110,13 @@ pub trait LeaseProvider: fmt::Debug + Send + Sync + 'static {
     async fn evict(&self, lease: &Label, token: Token, force: bool) -> Result<()>;
 }
 
-/// How long a slot is kept for the first in line before it is offered to the next.
-pub const TURN: Duration = Duration::from_secs(3);
+/// How long a slot is kept for the first in line before it is offered to the next: three seconds, and three times as long where
+/// waiters have to look, since those who are far back look every five seconds or so.
+#[must_use]
+pub fn turn(capabilities: Capabilities) -> Duration {
+    const TURN: Duration = Duration::from_secs(3);
+    if capabilities.push_watch { TURN } else { TURN * 3 }
+}
 
 /// A fencing token: rises with every grant of a lease, below 2^53, so that JSON carries it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::join_all, stream::BoxStream};
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::BoxStream,
+};
 use servicekit_core::{
     Env, Instance, Label, LeaseProvider, Name, Registry, Result, State,
     lease::{Granted, Request, Standing, Term, Ticket},
@@ -73,6 +77,36 @@ pub async fn crowd(
         }
     }
     (held, waiting)
+}
+
+/// Hands the lease on to the first who waits, until what `count` makes of that is `enough`, five times at most: where a server
+/// takes a quarter of a second for a step, the next in line steps in.
+///
+/// # Panics
+///
+/// When the store fails, or grants to more than one.
+pub async fn hand_over<C>(
+    leases: &Arc<dyn LeaseProvider>,
+    mut held: Ticket,
+    waiting: &mut Vec<JoinHandle<(Ticket, Granted)>>,
+    count: impl AsyncFn(BoxFuture<'_, Ticket>) -> (Ticket, C),
+    enough: impl Fn(&C) -> bool,
+) -> C {
+    let mut handed_over = 0;
+    loop {
+        let next = waiting.remove(0);
+        let handing_over = async {
+            leases.leave(&held).await.expect("the holder leaves");
+            next.await.expect("the next one is granted").0
+        };
+        let (next, counted) = count(Box::pin(handing_over)).await;
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "one slot, one grant");
+        handed_over += 1;
+        if handed_over == 5 || enough(&counted) {
+            return counted;
+        }
+        held = next;
+    }
 }
 
 async fn granted(mut standings: BoxStream<'static, Result<Standing>>) -> Granted {

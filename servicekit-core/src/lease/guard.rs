@@ -8,7 +8,7 @@ use futures_util::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Grant, Granted, LeaseProvider, Request, Standing, TURN, Term, Ticket, Token};
+use super::{Grant, Granted, LeaseProvider, Request, Standing, Term, Ticket, Token, turn};
 use crate::{Env, Error, Instant, Kind, Label, Result};
 
 /// What obtaining a lease ended in.
@@ -99,14 +99,15 @@ pub async fn obtain(
                 }
                 // A slot is free, and kept: who it is kept for claims it at once, or never.
                 Standing::Refused { .. } => {
-                    (wait, deadline) = (Some(TURN * 2), env.clock.now() + TURN * 2);
+                    let turns = turn(provider.capabilities()) * 2;
+                    (wait, deadline) = (Some(turns), env.clock.now() + turns);
                     break;
                 }
                 Standing::Waiting { holders, .. }
                     if request.wait.is_none() && all_held(&holders) =>
                 {
                     drop(standings);
-                    leave(provider, &ticket, env).await;
+                    outage.last(leave(provider, &ticket, env).await);
                     return outage.end(holders);
                 }
                 // Its turn was missed, or it was not renewed during an outage: stand in line again.
@@ -120,7 +121,7 @@ pub async fn obtain(
                 match until(env, Some(deadline), standings.next()).await {
                     None => {
                         drop(standings);
-                        leave(provider, &ticket, env).await;
+                        outage.last(leave(provider, &ticket, env).await);
                         return outage.end(holders);
                     }
                     Some(None) => break Standing::Gone,
@@ -131,7 +132,7 @@ pub async fn obtain(
                     Some(Some(Err(error))) if error.is_transient() => outage.away(error, &mut tell),
                     Some(Some(Err(error))) => {
                         drop(standings);
-                        leave(provider, &ticket, env).await;
+                        let _ = leave(provider, &ticket, env).await;
                         return Err(error);
                     }
                 }
@@ -153,11 +154,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LEAVING: Duration = Duration::from_secs(2);
 
 /// Leaves the queue at the end of the wait. A grant that comes at this very moment is given back.
-async fn leave(provider: &Arc<dyn LeaseProvider>, ticket: &Ticket, env: &Env) {
+async fn leave(provider: &Arc<dyn LeaseProvider>, ticket: &Ticket, env: &Env) -> Result<()> {
     let leaving = until(env, Some(env.clock.now() + LEAVING), provider.leave(ticket)).await;
-    if !matches!(leaving, Some(Ok(()))) {
-        tracing::debug!("a ticket is left to end by itself");
+    let silent = || Error::new(Kind::Timeout, format!("no answer within {LEAVING:?}"));
+    let left = leaving.unwrap_or_else(|| Err(silent().during("leave").at(ticket.lease())));
+    if let Err(error) = &left {
+        tracing::debug!(%error, "a ticket is left to end by itself");
     }
+    left
 }
 
 async fn until<F: Future + Send>(
@@ -189,6 +193,14 @@ impl Outage {
     fn back(&mut self, tell: &mut impl FnMut(Progress<'_>)) {
         if self.0.take().is_some() {
             tell(Progress::StoreBack);
+        }
+    }
+
+    /// Takes in the answer to the last request: of an outage that is young nothing else was heard.
+    fn last(&mut self, answer: Result<()>) {
+        match answer {
+            Err(error) if error.is_transient() => self.0 = Some(error),
+            _ => {}
         }
     }
 

@@ -26,7 +26,7 @@ const SESSION_NAMES: u64 = 65_536;
 const MOST_TRIES: u32 = 50;
 
 /// How many takeovers a session's record holds, the latest; who missed more learns of them at its next puts.
-const MOST_TAKEN: usize = 1000;
+const MOST_TAKEN: usize = 16;
 
 /// The registry over a store.
 #[derive(Debug)]

@@ -205,6 +205,11 @@ impl Queue {
         head.grants.iter().find(|grant| row.is(&grant.ticket))
     }
 
+    /// Whether nothing of `head` has ended, as far as the records tell.
+    pub(super) fn is_settled(&self, head: &Head) -> bool {
+        head.tickets().all(|ticket| self.ticket(ticket).is_some_and(|row| !row.is_over()))
+    }
+
     /// The grants and offers of `head` whose ticket is not among the records.
     pub(super) fn missing(&self, head: &Head) -> Vec<TicketRef> {
         head.tickets().filter(|ticket| self.ticket(ticket).is_none()).cloned().collect()
@@ -258,7 +263,12 @@ impl Head {
 
     /// Whether a newcomer may be granted at once: a slot is free, and kept for nobody.
     pub(super) fn is_open(&self) -> bool {
-        self.offers.is_empty() && self.free() > 0
+        self.offers.is_empty() && self.has_free_slot()
+    }
+
+    /// Whether a slot is held by nobody, and kept for nobody.
+    pub(super) fn has_free_slot(&self) -> bool {
+        self.free() > 0
     }
 
     /// The number of a ticket that has to wait.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     Error, Instant, Kind, Label, Name, Result,
-    lease::{Ending, Granted, Standing, TURN},
+    lease::{Ending, Granted, Standing, turn},
     store::{Change, Expect, Life, Store as _, Version},
 };
 
@@ -222,10 +222,11 @@ impl Waiter {
             // Whoever left this behind is most likely about to settle it.
             tasks.push((since + STEP + patience, Task::Settle));
         }
+        let turn = turn(self.leases.store().capabilities());
         for (ticket, seen) in &self.turns {
             if let Some(row) = self.queue.ticket(ticket) {
                 let end = Task::End(ticket.clone(), row.version.clone());
-                tasks.push((*seen + TURN + patience, end));
+                tasks.push((*seen + turn + patience, end));
             }
         }
         if !self.leases.store().capabilities().server_expiry {

@@ -1,6 +1,12 @@
 //! The one wrapper over a store: time-outs, retries, tracing, and the settling of unknown answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -31,6 +37,8 @@ pub struct Reliable {
     store: Arc<dyn Store>,
     env: Env,
     limits: Limits,
+    /// How often the store asked to slow down of late: what is repeated is repeated the more slowly, whatever it is.
+    throttled: AtomicU32,
 }
 
 /// The pause before the second attempt; it doubles up to [`LONGEST_PAUSE`].
@@ -38,12 +46,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The same for a store that asks to slow down: many are told so at once, and few of them may ask again soon.
 const LONGEST_THROTTLED: Duration = Duration::from_secs(4);
+const MOST_DOUBLINGS: u32 = 10;
 
 impl Reliable {
     /// Wraps a store that is called `name` in errors.
     #[must_use]
     pub fn new(name: &'static str, store: Arc<dyn Store>, env: Env, limits: Limits) -> Self {
-        Self { name, store, env, limits }
+        Self { name, store, env, limits, throttled: AtomicU32::new(0) }
     }
 
     /// Calls until it succeeds, fails for good, or the time is over. `attempt` is told whether an earlier one may have
@@ -77,7 +86,13 @@ impl Reliable {
         loop {
             let result = timeout(clock, longest, attempt(unsettled)).await;
             let error = match result {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => {
+                    // Not all at once: of those who share what a store has, some are always let in.
+                    let _ = self.throttled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                        n.checked_sub(n.div_ceil(2))
+                    });
+                    return Ok(value);
+                }
                 Ok(Err(error)) => error,
                 Err(_) => Error::new(Kind::Timeout, format!("no answer within {longest:?}"))
                     .retry_as(Retry::Unknown),
@@ -85,7 +100,12 @@ impl Reliable {
             let error = error.during(operation).on(self.name).at(key);
             tracing::debug!(%error, kind = ?error.kind(), retry = ?error.retry(), "attempt failed");
             unsettled |= error.retry() == Retry::Unknown;
-            let next = clock.now() + pause;
+            if error.kind() == Kind::Throttled {
+                let doublings = self.throttled.fetch_add(1, Ordering::Relaxed).min(MOST_DOUBLINGS);
+                pause = pause.max(FIRST_PAUSE * (1 << doublings)).min(LONGEST_THROTTLED);
+            }
+            let wait = self.env.random.jitter(pause, 0.5);
+            let next = clock.now() + wait;
             match error.retry() {
                 Retry::Never | Retry::Exhausted if unsettled && !settles(&error) => {
                     return Err(given_up(error, unsettled));
@@ -96,7 +116,7 @@ impl Reliable {
                 }
                 Retry::Safe | Retry::Unknown => {}
             }
-            clock.sleep(self.env.random.jitter(pause, 0.5)).await;
+            clock.sleep(wait).await;
             let is_throttled = error.kind() == Kind::Throttled;
             pause = (pause * 2).min(if is_throttled { LONGEST_THROTTLED } else { LONGEST_PAUSE });
         }

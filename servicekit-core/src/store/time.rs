@@ -85,10 +85,16 @@ impl StoreClock {
 
 impl Bounds {
     fn narrowed(self, told: Self) -> Option<Self> {
-        let drift = 1 + millis_of(told.as_of.since(self.as_of)) / DRIFT;
+        let since = told.as_of.since(self.as_of);
+        // Counted once a second, and not with each of a thousand answers.
+        let (drift, as_of) = if since < Duration::from_secs(1) {
+            (0, self.as_of)
+        } else {
+            (1 + millis_of(since) / DRIFT, told.as_of)
+        };
         let least = told.least.max(self.least - drift);
         let most = told.most.min(self.most + drift);
-        (least <= most).then_some(Self { least, most, as_of: told.as_of })
+        (least <= most).then_some(Self { least, most, as_of })
     }
 }
 

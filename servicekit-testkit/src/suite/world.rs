@@ -5,6 +5,7 @@ use servicekit_core::{
     Backend, Capabilities, Env, Error, Instant, Label, Name, Namespace, Result, ServiceId,
     Timestamp,
     clock::timeout,
+    lease::turn,
     store::{Expect, Group, Keep, Key, Put, Store, WriteId},
 };
 
@@ -68,6 +69,11 @@ impl World {
             Duration::from_secs(5)
         };
         short.max(self.capabilities().min_ttl)
+    }
+
+    /// How long a slot is kept for a waiter.
+    pub(super) fn turn(&self) -> Duration {
+        turn(self.capabilities())
     }
 
     /// So many, or a few where time is real.

@@ -4,3 +4,4 @@ mod coverage;
 mod fault;
 mod faults;
 mod mutants;
+mod throttling;

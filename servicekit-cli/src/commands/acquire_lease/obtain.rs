@@ -43,7 +43,10 @@ pub(super) async fn obtain(
         match request.wait {
             Some(_) => obtaining.await,
             // A slot may be free, and kept for the turns of two who died.
-            None => context.ask_and_wait(lease::TURN * 2, obtaining).await,
+            None => {
+                let turns = lease::turn(backend.leases.capabilities()) * 2;
+                context.ask_and_wait(turns, obtaining).await
+            }
         }
     });
     match obtained.await {

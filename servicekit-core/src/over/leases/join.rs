@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::{join, try_join_all};
+use futures_util::future::join;
 
 use super::{
     super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error, Instant, Kind, Label, Result,
-    lease::{Grant, Request, Standing, TURN, Term},
+    lease::{Grant, Request, Standing, Term, turn},
     store::{Expect, Store as _, Version},
 };
 
@@ -78,14 +78,11 @@ impl<'a> Joining<'a> {
                 let (Some(wait), Expect::At(_)) = (self.request.wait, &expect) else {
                     return self.queue_up().await;
                 };
-                // By the head alone: a thousand who wait would each read the tickets of all others.
+                // By the head alone: else each of a thousand who wait would read the tickets of all others twice, and again
+                // with each swap that it loses.
                 let number = next.draw_number();
-                let drawing = self.leases.put_head(self.lease, &next, expect);
-                let (drawn, all_stand) = join(drawing, self.all_stand(&next)).await;
-                match drawn {
-                    Ok(_) if all_stand? => return self.wait_as(number, wait).await,
-                    // Nobody minds a number that is never used.
-                    Ok(_) => return self.queue_up().await,
+                match self.leases.put_head(self.lease, &next, expect).await {
+                    Ok(_) => return self.line_up(number, wait).await,
                     Err(error) if error.kind() == Kind::Conflict => {}
                     Err(error) => return Err(error),
                 }
@@ -116,17 +113,7 @@ impl<'a> Joining<'a> {
             && grant.holder == self.request.holder
     }
 
-    /// Whether all that has a slot, or is kept one, is there: then nothing has to be settled.
-    async fn all_stand(&self, head: &Head) -> Result<bool> {
-        let Self { leases, lease, .. } = *self;
-        let stands = async |ticket| {
-            let row = leases.ticket(lease, ticket).await?;
-            Ok::<_, Error>(row.is_some_and(|row| !row.is_over()))
-        };
-        Ok(try_join_all(head.tickets().map(stands)).await?.into_iter().all(|stands| stands))
-    }
-
-    /// No slot is open, and something may have ended: settle that, take a number if it must be, and look again.
+    /// No slot is open, or one is held already that will do: settle what has ended, and look again.
     async fn queue_up(&mut self) -> Result<Standing> {
         let Self { leases, lease, request, .. } = *self;
         let (wall, this) = (leases.wall(), &*self);
@@ -161,47 +148,64 @@ impl<'a> Joining<'a> {
                 }
                 Ok(Standing::Granted(granted(&grant, from)))
             }
-            Turn::Number(number, wait) => self.wait_as(number, wait).await,
+            Turn::Number(number, wait) if self.take_place(number, wait).await? => {
+                self.look_again().await
+            }
+            Turn::Number(..) => Ok(Standing::Gone),
             Turn::Full(holders) => Ok(Standing::Refused { holders }),
         }
     }
 
-    /// Waits under a number. A slot that came free before the number showed was offered to nobody: hence the last look.
-    async fn wait_as(&mut self, number: u64, wait: Duration) -> Result<Standing> {
+    /// Waits under a number that was drawn by the head alone: looks whether there is something to settle.
+    async fn line_up(&mut self, number: u64, wait: Duration) -> Result<Standing> {
+        if !self.take_place(number, wait).await? {
+            return Ok(Standing::Gone);
+        }
+        let (queue, announced) = join(self.leases.queue(self.lease), self.announce()).await;
+        match (queue?, announced?) {
+            (queue, Some(head)) if queue.is_settled(&head) => Ok(self.standing_in(&queue)),
+            _ => self.look_again().await,
+        }
+    }
+
+    /// Writes the number into the ticket; whether that is still there.
+    async fn take_place(&self, number: u64, wait: Duration) -> Result<bool> {
         let value = TicketValue { number: Some(number), ..self.value.clone() };
-        let ttl = wait.saturating_add(TURN * 2).min(LONGEST_WAITING_TTL);
+        let turns = turn(self.leases.store().capabilities()) * 2;
+        let ttl = wait.saturating_add(turns).min(LONGEST_WAITING_TTL);
         let expect = Expect::At(self.version.clone());
         let put = self.leases.ticket_put(self.lease, &self.ticket.name, &value, expect, ttl)?;
         match self.leases.store().put(&put).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == Kind::Conflict => return Ok(Standing::Gone),
-            Err(error) => return Err(error),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Kind::Conflict => Ok(false),
+            Err(error) => Err(error),
         }
-        let (queue, announced) = join(self.leases.queue(self.lease), self.announce()).await;
-        if announced? {
-            return Ok(self.standing_in(&queue?));
-        }
-        self.leases.swap(self.lease, |_, queue| Ok(Swap::Write(self.standing_in(queue)))).await
     }
 
-    /// Writes the head as it is: so whoever frees a slot with a list from before the number loses its swap, and lists again.
-    /// Not so where a slot is open: that has to be offered.
-    async fn announce(&self) -> Result<bool> {
+    /// Writes the head as it is, and returns it: so whoever frees a slot with a list from before the number loses its swap, and
+    /// lists again. `None` where a slot is free already: that has to be offered.
+    async fn announce(&self) -> Result<Option<Head>> {
         let Self { leases, lease, .. } = *self;
         for attempt in 0..MOST_SWAPS {
             let Some((head, version)) = leases.head(lease).await? else {
                 return Err(not_found(lease));
             };
-            if head.is_open() {
-                return Ok(false);
+            if head.has_free_slot() {
+                return Ok(None);
             }
             match leases.put_head(lease, &head, Expect::At(version)).await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(Some(head)),
                 Err(error) if error.kind() == Kind::Conflict => leases.pause(attempt).await,
                 Err(error) => return Err(error),
             }
         }
         Err(too_busy(lease))
+    }
+
+    /// Settles what is due, with the number to be seen: a slot that came free before was offered to nobody. It writes in any
+    /// case, as [`Self::announce`] does.
+    async fn look_again(&self) -> Result<Standing> {
+        self.leases.swap(self.lease, |_, queue| Ok(Swap::Write(self.standing_in(queue)))).await
     }
 
     fn standing_in(&self, queue: &Queue) -> Standing {

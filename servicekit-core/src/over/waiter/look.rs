@@ -18,7 +18,7 @@ use crate::{
 const FIRST: Duration = Duration::from_millis(500);
 /// How much longer each turn that comes before makes it.
 const STEP: Duration = Duration::from_millis(250);
-/// Nobody comes to the front from further back in the time of a turn.
+/// Less than a turn, whatever becomes of those who come before.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// So many from the front look whether who holds a slot is alive; the others ask before they judge.
@@ -97,7 +97,9 @@ impl Waiter {
         let is_new = known.as_ref() != Some(&record.version);
         if is_new {
             self.take(Ok(Change::Put(record)))?;
-            self.forget_who_passed();
+            if self.forget_who_passed() {
+                return self.refresh().await;
+            }
         }
         let tickets = self.tickets_to_read(is_new, place, now);
         if tickets.len() > FEW {
@@ -144,8 +146,11 @@ impl Waiter {
     }
 
     /// Numbers have their turns in order: whoever has a lower one than one that had its turn is not in the queue any longer.
-    fn forget_who_passed(&mut self) {
-        let (Some((head, _)), Some(looks)) = (&self.queue.head, &mut self.looks) else { return };
+    /// Returns whether that is true of this waiter, too.
+    fn forget_who_passed(&mut self) -> bool {
+        let (Some((head, _)), Some(looks)) = (&self.queue.head, &mut self.looks) else {
+            return false;
+        };
         let named = head.tickets().filter_map(|ticket| self.queue.ticket(ticket));
         let passed = named.filter_map(|row| row.value.number).max();
         looks.passed = looks.passed.max(passed.unwrap_or(0));
@@ -156,5 +161,7 @@ impl Waiter {
         self.queue.tickets.retain(|_, row| stays(row));
         let tickets = &self.queue.tickets;
         self.observed.retain(|name, _| tickets.contains_key(name));
+        let own = self.queue.ticket(own).filter(|row| !head.names(row));
+        own.is_some_and(|row| row.value.number.is_some_and(|number| number <= passed))
     }
 }

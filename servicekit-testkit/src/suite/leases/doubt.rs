@@ -3,7 +3,7 @@ use std::time::Duration;
 use servicekit_core::{
     Kind, Label,
     clock::timeout,
-    lease::{Standing, TURN},
+    lease::Standing,
     store::{Expect, Group, Keep},
 };
 
@@ -147,7 +147,7 @@ async fn a_join_that_is_dropped_leaves_nothing_for_long(world: World) {
         if let Some(held) = held {
             holder.leave(&held.ticket).await;
         }
-        let next = holder.obtain(ttl * 2 + (TURN + Duration::from_secs(1)) * many).await;
+        let next = holder.obtain(ttl * 2 + (world.turn() + Duration::from_secs(1)) * many).await;
         holder.leave(&next.ticket).await;
     }
     world

@@ -3,7 +3,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use servicekit_core::{
     clock::timeout,
-    lease::{Ending, Obtained, Standing, TURN, Term},
+    lease::{Ending, Obtained, Standing, Term},
 };
 
 use super::contender::{Contender, contender};
@@ -20,6 +20,7 @@ cases! { "leases";
     a_waiter_sees_its_place [NoFaults, Linearizable],
     a_waiter_that_left_is_passed_over [NoFaults, Linearizable],
     a_waiter_that_is_not_there_is_passed_over_within_its_turn [NoFaults, Linearizable],
+    a_slot_that_is_free_beside_one_that_is_kept_is_for_who_comes_next [NoFaults, Linearizable],
     who_tries_once_does_not_find_a_slot_kept_for_the_dead [NoFaults, Linearizable],
     who_tries_once_is_refused_when_a_kept_slot_is_claimed [NoFaults, Linearizable],
     a_claim_that_dies_at_any_of_its_requests_is_passed_on [NoFaults, Linearizable],
@@ -90,7 +91,7 @@ async fn a_waiter_that_left_is_passed_over(world: World) {
     one.leave(&held.ticket).await;
     let began = world.now();
     three.wait(&third, Duration::ZERO).await;
-    assert!(world.now().since(began) < TURN + world.lag(), "who left has no turn");
+    assert!(world.now().since(began) < world.turn() + world.lag(), "who left has no turn");
     let mut standings = two.leases.wait(&second);
     let standing = world.soon("the end of a wait that left", standings.next()).await;
     assert_eq!(standing.expect("a standing").expect("no fault"), Standing::Gone);
@@ -107,11 +108,23 @@ async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World)
         one.leave(&held.ticket).await;
         world.now()
     };
-    let (left, granted) = futures_util::join!(leave, three.wait(&third, TURN));
+    let (left, granted) = futures_util::join!(leave, three.wait(&third, world.turn()));
     let took = granted.known.since(left);
-    assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
-    assert!(took <= TURN + Duration::from_secs(3) + world.lag(), "it took {took:?}");
+    assert!(took >= world.turn() - Duration::from_millis(100), "two had a turn of only {took:?}");
+    assert!(took <= world.turn() + Duration::from_secs(3) + world.lag(), "it took {took:?}");
     assert_eq!(two.leases.standing(&second).await.expect("standing"), Standing::Gone);
+}
+
+/// A slot is kept for one who does not come, and another one is free: that is for who comes next, and not for who comes later.
+async fn a_slot_that_is_free_beside_one_that_is_kept_is_for_who_comes_next(world: World) {
+    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let (three, four) = (contender(&world, "three").slots(3), contender(&world, "four").slots(3));
+    one.granted().await;
+    two.waiting().await;
+    world.ok("resize", || one.leases.resize(&one.lease, 3)).await;
+    let third = three.waiting().await;
+    four.waiting().await;
+    three.wait(&third, Duration::ZERO).await;
 }
 
 async fn who_tries_once_does_not_find_a_slot_kept_for_the_dead(world: World) {
@@ -123,7 +136,7 @@ async fn who_tries_once_does_not_find_a_slot_kept_for_the_dead(world: World) {
     let obtained = contender(&world, "three").not_waiting().try_once().await;
     assert!(matches!(obtained, Obtained::Granted(..)), "{obtained:?}");
     let took = world.now().since(began);
-    assert!(took >= TURN - Duration::from_millis(100), "two had a turn of only {took:?}");
+    assert!(took >= world.turn() - Duration::from_millis(100), "two had a turn of only {took:?}");
     assert_eq!(two.leases.standing(&dead).await.expect("standing"), Standing::Gone);
 }
 
@@ -149,7 +162,7 @@ async fn who_tries_once_is_refused_when_a_kept_slot_is_claimed(world: World) {
 async fn a_claim_that_dies_at_any_of_its_requests_is_passed_on(world: World) {
     // Leaving takes three.
     for request in 3..world.many(9, 5) {
-        for late in [TURN * 2, Duration::from_secs(3600)] {
+        for late in [world.turn() * 2, Duration::from_secs(3600)] {
             let lease = label(&format!("lease-{request}-{}", late.as_secs()));
             let of = |holder| Contender { lease: lease.clone(), ..contender(&world, holder) };
             let (one, two, three) = (of("one"), of("two"), of("three"));
@@ -165,10 +178,10 @@ async fn a_claim_that_dies_at_any_of_its_requests_is_passed_on(world: World) {
             let (died, (), next) = futures_util::join!(
                 dying,
                 one.leave(&held.ticket),
-                three.wait(&third, world.ttl() * 2 + TURN * 2)
+                three.wait(&third, world.ttl() * 2 + world.turn() * 2)
             );
             assert!(died.is_none_or(|died| died.token() < next.token()));
-            three.keep(&third, TURN * 2).await;
+            three.keep(&third, world.turn() * 2).await;
             assert_eq!(three.inspect().await.grants.len(), 1, "request {request}, {late:?}");
             let standing = two.leases.standing(&second).await.expect("standing");
             assert_eq!(standing, Standing::Gone);
@@ -197,7 +210,7 @@ async fn a_waiter_that_lapsed_is_gone(world: World) {
         world.now()
     };
     let (granted, left) = futures_util::join!(following, leaving);
-    assert!(granted.known.since(left) <= TURN + Duration::from_secs(3) + world.lag());
+    assert!(granted.known.since(left) <= world.turn() + Duration::from_secs(3) + world.lag());
 }
 
 async fn waiting_goes_on_for_longer_than_any_ttl(world: World) {
@@ -212,7 +225,7 @@ async fn waiting_goes_on_for_longer_than_any_ttl(world: World) {
         world.now()
     };
     let (granted, left) = futures_util::join!(two.wait(&second, long), leaving);
-    assert!(granted.known.since(left) < TURN + world.lag(), "it kept its place");
+    assert!(granted.known.since(left) < world.turn() + world.lag(), "it kept its place");
 }
 
 async fn waiting_outlives_an_outage(world: World) {

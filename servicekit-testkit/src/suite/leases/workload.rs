@@ -10,7 +10,7 @@ use futures_util::{
 use servicekit_core::{
     Instant, Label, LeaseProvider,
     clock::timeout,
-    lease::{Granted, Guard, Request, Standing, TURN, Term, Ticket, margin},
+    lease::{Granted, Guard, Request, Standing, Term, Ticket, margin},
 };
 
 use super::contender::contender;
@@ -71,7 +71,7 @@ async fn whatever_contenders_do_grants_do_not_overlap_and_come_in_order(world: W
     // Each of those who died while they waited may keep a slot for its turn.
     let lease = world.process().leases.inspect(&label("lease")).await;
     let dead = lease.ok().flatten().map_or(MOST_DEAD, |lease| lease.waiting.len());
-    let turns = TURN * 2 * u32::try_from(dead).unwrap_or(u32::MAX);
+    let turns = world.turn() * 2 * u32::try_from(dead).unwrap_or(u32::MAX);
     contender(world, "last").slots(slots).obtain(world.ttl() * 4 + turns).await;
 }
 
