@@ -73,7 +73,9 @@ impl Config {
             encrypted,
         };
         if !encrypted && (config.ca.is_some() || config.client.is_some()) {
-            return Err(invalid("`ca`, `cert` and `key` need TLS: write couchdbs:// for couchdb://"));
+            return Err(invalid(
+                "`ca`, `cert` and `key` need TLS: write couchdbs:// for couchdb://",
+            ));
         }
         Ok(config)
     }
@@ -141,8 +143,7 @@ mod tests {
         assert_eq!((&*config.endpoint, &*config.database), ("db1:5984", "fleet"));
         assert_eq!((config.user, config.password, config.create), (None, None, false));
 
-        let all =
-            "//ad%6din:hu%40sh@[fd00::1]/fleet/?ca=/ca.pem&cert=/c.pem&key=/k.pem&create=true&unsafe-leases=true";
+        let all = "//ad%6din:hu%40sh@[fd00::1]/fleet/?ca=/ca.pem&cert=/c.pem&key=/k.pem&create=true&unsafe-leases=true";
         let config = Config::parse(all, true).unwrap();
         assert_eq!((&*config.endpoint, config.encrypted), ("[fd00::1]:6984", true));
         assert_eq!(config.user.as_deref(), Some("admin"));

@@ -44,9 +44,16 @@ pub(crate) struct Seen {
     pub(crate) shape: String,
     /// Whether all is written in one place.
     pub(crate) is_one_place: bool,
+    /// Whether the database of records has our design document.
+    pub(crate) is_guarded: bool,
     /// Why leases must not be used.
     pub(crate) no_leases: Option<String>,
 }
+
+/// Seen on CouchDB 3.5.0: without a function that validates, a write at a revision of a document that is not there succeeds, and
+/// makes the document, unless its shard is empty. So a holder would renew what was purged, or was in another database.
+const NOT_GUARDED: &str = "the database has no design document servicekit, without which CouchDB takes the renewal of a lease that is not \
+                           there any more; an administrator makes it: servicekit doctor --setup";
 
 /// How many revisions of a beat are remembered: enough to tell a late one from the last.
 pub(crate) const BEATS_KEPT: u32 = 5;
@@ -183,20 +190,28 @@ impl Database {
         )?;
         // By a session that is fresh for sure: who is refused then is no administrator.
         let nodes = self.nodes().await?;
+        let is_guarded = self.is_guarded(&self.config.database).await?;
         let made = records.instance_start_time.clone();
         let all = [records, beats].into_iter().filter_map(|info| info.cluster);
         let (copies, shards) = all.fold((1, 1), |(copies, shards), found| {
             (found.n.max(copies), found.q.unwrap_or(1).max(shards))
         });
         let is_one_place = copies == 1 && nodes == 1;
-        let no_leases = (!is_one_place && !self.config.unsafe_leases).then(|| {
-            format!(
+        let why = if !is_one_place {
+            Some(format!(
                 "the database has {copies} copies on {nodes} nodes, which may each grant the same lease while they do not \
-                 reach each other; unsafe-leases=true takes that risk"
-            )
-        });
+                 reach each other"
+            ))
+        } else if !is_guarded {
+            Some(NOT_GUARDED.to_owned())
+        } else {
+            None
+        };
+        let no_leases = why
+            .filter(|_| !self.config.unsafe_leases)
+            .map(|why| format!("{why}; unsafe-leases=true takes that risk"));
         let shape = format!("nodes: {nodes}, copies: {copies}, shards: {shards}");
-        Ok(Seen { made, shape, is_one_place, no_leases })
+        Ok(Seen { made, shape, is_one_place, is_guarded, no_leases })
     }
 
     /// The nodes of the cluster; 1 where the server does not tell, because it has no cluster or this user may not know.
@@ -206,6 +221,16 @@ impl Database {
             Err(error) if error.is_transient() && !is_database_missing(&error) => Err(error),
             Err(_) => Ok(1),
         }
+    }
+
+    /// Whether a database has our design document, which is made where the address says so and this user may.
+    async fn is_guarded(&self, name: &str) -> Result<bool> {
+        match self.design(name).await {
+            Ok(Some(design)) if !design.validate_doc_update.is_empty() => return Ok(true),
+            Err(error) if error.is_transient() => return Err(error),
+            _ => {}
+        }
+        Ok(self.config.create && self.make_design(name, None).await.is_ok())
     }
 
     async fn find(&self, name: &str, was_there: bool) -> Result<Info> {
@@ -219,6 +244,8 @@ impl Database {
             "it was there before; start servicekit again once nobody relies on what was in it"
         } else if self.config.create {
             self.create(name).await.map_err(|error| error.at(name))?;
+            // Before anything else is in it: an empty database takes no write at a revision.
+            self.make_first_design(name).await.map_err(|error| error.at(name))?;
             return self.info(name).await.map_err(|error| error.at(name));
         } else {
             "create=true makes it"

@@ -87,17 +87,30 @@ impl DatabaseDoctor {
         };
         let shape = &seen.shape;
         match &seen.no_leases {
-            Some(why) => {
+            Some(why) if !seen.is_one_place => {
                 let remedy =
                     "use leases on another store, or on a CouchDB of one node and one copy";
                 Finding::problem(check, format!("leases are refused: {why}"), remedy)
             }
-            None if seen.is_one_place => Finding::fine(check, shape),
-            None => {
+            _ if seen.is_one_place => Finding::fine(check, shape),
+            _ => {
                 let detail = format!("{shape}: two may hold the same lease while nodes are apart");
                 Finding::warning(check, detail, "leave out unsafe-leases=true")
             }
         }
+    }
+
+    /// What else is lost where not all is written in one place.
+    async fn apart(&self) -> Option<Finding> {
+        let seen = self.database().open().await.ok().filter(|seen| !seen.is_one_place)?;
+        let detail = format!(
+            "{}: while nodes are apart each side takes instances of the other for lost, and may make a CA of its own, of which \
+             one stays",
+            seen.shape
+        );
+        let remedy =
+            "make the first certificate while all nodes are there; see docs/backends/couchdb.md";
+        Some(Finding::warning("registry and certificates", detail, remedy))
     }
 
     /// What is said of one of the two.
@@ -116,8 +129,14 @@ impl DatabaseDoctor {
                 Finding::fine(check, "refuses what is malformed")
             }
             Ok(Some(_)) => Finding::warning(check, "not the one of this servicekit", SET_UP),
+            Ok(None) if name == database.names()[0] => {
+                let detail = "missing: leases are refused, for CouchDB would take the renewal of what is not there any more; \
+                              and whoever may write may write anything";
+                Finding::problem(check, detail, SET_UP)
+            }
             Ok(None) => {
-                Finding::warning(check, "missing: whoever may write may write anything", SET_UP)
+                let detail = "missing: a beat of a session that was purged is taken, and whoever may write may write anything";
+                Finding::warning(check, detail, SET_UP)
             }
             Err(error) => untold(&check, &error),
         });
@@ -213,7 +232,13 @@ impl DatabaseDoctor {
 #[async_trait]
 impl Doctor for DatabaseDoctor {
     async fn examine(&self) -> Vec<Finding> {
-        let mut findings = vec![self.server().await, self.cluster().await];
+        let server = self.server().await;
+        if server.severity == Severity::Problem {
+            // All else would say the same, after as long a time each.
+            return vec![server];
+        }
+        let mut findings = vec![server, self.cluster().await];
+        findings.extend(self.apart().await);
         let [records, beats] = self.database().names();
         let (records, beats, revisions, largest, user, next) = join!(
             self.examine_database(records),
@@ -225,8 +250,9 @@ impl Doctor for DatabaseDoctor {
         );
         findings.extend(records.into_iter().chain(beats));
         findings.extend([revisions, largest, user, self.clock()]);
-        // What core tells of leases is of what one node could do.
-        let refused = findings.iter().any(|f| f.check == CLUSTER && f.severity > Severity::Fine);
+        // What core tells of leases is of what one node could do, with the design document.
+        let seen = self.database().open().await;
+        let refused = !seen.is_ok_and(|seen| seen.is_one_place && seen.is_guarded);
         findings.extend(next.into_iter().filter(|finding| !refused || finding.check != "leases"));
         findings
     }

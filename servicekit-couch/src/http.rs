@@ -15,7 +15,7 @@ use reqwest::{
 };
 use serde::Deserialize;
 use servicekit_core::{
-    Clock, Effect, Env, Error, Kind, Result,
+    Clock, Effect, Env, Error, Instant, Kind, Result,
     address::refuse_exposed,
     store::{Limits, StoreClock},
 };
@@ -30,6 +30,9 @@ use crate::{
 /// More than this is no answer: the largest is a page of records.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
+/// For so long a password that was refused is not sent again: CouchDB locks a user out for five minutes who sends five.
+const NOT_AGAIN: Duration = Duration::from_secs(120);
+
 /// One server, and the session with it.
 pub(crate) struct Http {
     client: Client,
@@ -42,8 +45,8 @@ pub(crate) struct Http {
     pub(crate) patience: Duration,
     /// What the server calls the session of our user.
     session: Mutex<Option<HeaderValue>>,
-    /// Held while logging in, so that a crowd of requests does so once.
-    login: tokio::sync::Mutex<()>,
+    /// Held while logging in, so that a crowd of requests does so once; when and why the last login was refused.
+    login: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
 
 /// An answer that was read to its end.
@@ -225,16 +228,30 @@ impl Http {
         if known.is_some() {
             return Ok(known);
         }
-        let _login = self.login.lock().await;
+        let mut refused = self.login.lock().await;
         let known = self.known().clone();
         if known.is_some() {
             return Ok(known);
+        }
+        if let Some((since, error)) = &*refused
+            && self.host.now() < *since + NOT_AGAIN
+        {
+            let again = Error::new(error.kind(), error.message());
+            return Err(again.retry_as(error.retry()));
         }
         let body = serde_json::json!({ "name": user, "password": password.as_str() });
         let request = self.client.post(format!("{}/_session", self.base)).timeout(self.patience);
         let request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         let response = self.receive(Effect::Nothing, request).await?;
-        self.whole(Effect::Nothing, response).await?;
+        match self.whole(Effect::Nothing, response).await {
+            Err(error) if error.kind() == Kind::Denied => {
+                let told = Error::new(error.kind(), error.message()).retry_as(error.retry());
+                *refused = Some((self.host.now(), told));
+                return Err(error);
+            }
+            answer => drop(answer?),
+        }
+        *refused = None;
         let message = "CouchDB took the password and began no session";
         let session = self.known().clone();
         session.map(Some).ok_or_else(|| Error::new(Kind::Unexpected, message))
@@ -299,7 +316,9 @@ fn identity(cert: &Path, key: &Path) -> Result<Identity> {
 fn certificates(what: &str, path: &Path, pem: &[u8]) -> Result<Vec<Certificate>> {
     match Certificate::from_pem_bundle(pem) {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(invalid(format!("there is no certificate (PEM) in the {what} {}", path.display()))),
+        _ => {
+            Err(invalid(format!("there is no certificate (PEM) in the {what} {}", path.display())))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use servicekit_core::{
 };
 
 use crate::{
-    records::{Document, id_of, is_of_a_lease, prefix},
+    records::{Document, id_of, is_of_a_lease, is_of_certificates, prefix},
     store::{Couch, Inner},
 };
 
@@ -60,7 +60,7 @@ impl Couch {
                 records.push(self.settled(&key, &document)?.decode(key, now));
             }
             match rows.last() {
-                Some(last) if rows.len() == PAGE => start.clone_from(&last.id),
+                Some(last) if rows.len() >= PAGE => start.clone_from(&last.id),
                 _ => break,
             }
         }
@@ -95,8 +95,10 @@ impl Couch {
         };
         let document: Document = answer.read()?;
         self.settled(key, &document)?;
-        // Whoever is about to write reads first. What lost must not come back when what won is deleted.
-        for lost in document.conflicts.iter().take(MOST_LOST) {
+        // Whoever is about to write reads first. What lost must not come back when what won is deleted. A certificate's key is not
+        // to be had again: it stays.
+        let lost = document.conflicts.iter().filter(|_| !is_of_certificates(&key.group));
+        for lost in lost.take(MOST_LOST) {
             let lost = format!("{path}?rev={}", quoted(lost));
             match database.ask(Effect::Nothing, Method::DELETE, &lost, None).await {
                 Ok(_) => tracing::info!(%key, "deleted a revision that lost against another"),

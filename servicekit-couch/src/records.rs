@@ -165,6 +165,11 @@ pub(crate) fn is_of_a_lease(group: &Group) -> bool {
     kind(group) == Some("lease")
 }
 
+/// Whether a group is that of certificates.
+pub(crate) fn is_of_certificates(group: &Group) -> bool {
+    kind(group) == Some("certs")
+}
+
 fn kind(group: &Group) -> Option<&str> {
     group.as_str().split('/').nth(1)
 }

@@ -60,10 +60,7 @@ impl Database {
         }
         let design = self.design(name).await?;
         if design.as_ref().is_none_or(|design| design.validate_doc_update != VALIDATE) {
-            let empty = Design { rev: None, validate_doc_update: String::new(), other: Map::new() };
-            let design = design.unwrap_or(empty);
-            let design = Design { validate_doc_update: VALIDATE.into(), ..design };
-            self.write(&format!("{name}/{DESIGN}"), &design).await?;
+            self.make_design(name, design).await?;
             made.push("the design document");
         }
         if let Some(mut security) = self.security(name).await?
@@ -74,6 +71,21 @@ impl Database {
             made.push("the roles");
         }
         Ok(made)
+    }
+
+    /// Makes the design document of a database that was just made; another process may have been faster.
+    pub(crate) async fn make_first_design(&self, name: &str) -> Result<()> {
+        match self.make_design(name, None).await {
+            Err(error) if error.kind() == Kind::Conflict => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Writes the design document over what there was.
+    pub(crate) async fn make_design(&self, name: &str, before: Option<Design>) -> Result<()> {
+        let empty = Design { rev: None, validate_doc_update: String::new(), other: Map::new() };
+        let design = Design { validate_doc_update: VALIDATE.into(), ..before.unwrap_or(empty) };
+        self.write(&format!("{name}/{DESIGN}"), &design).await
     }
 
     pub(crate) async fn design(&self, name: &str) -> Result<Option<Design>> {
@@ -111,9 +123,9 @@ impl Database {
 }
 
 impl Security {
-    /// Whether the roles are members: then the design document goes by them.
+    /// Whether the design document goes by roles, as it says itself.
     pub(crate) fn has_roles(&self) -> bool {
-        ROLES.iter().all(|role| self.members.roles.iter().any(|member| member == role))
+        self.members.roles.iter().any(|member| member == ROLES[1])
     }
 
     /// Whether anybody may use the database: it has no members at all.

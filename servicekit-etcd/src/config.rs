@@ -79,7 +79,10 @@ impl Config {
             endpoint(bare.unwrap_or(url).trim_end_matches('/'))
         };
         let endpoints = listed.split(',').map(bare).collect::<Result<Vec<_>>>()?;
-        let tls = Tls { ca: set("CACERT").map(Into::into), client: client_files(set("CERT"), set("KEY"))? };
+        let tls = Tls {
+            ca: set("CACERT").map(Into::into),
+            client: client_files(set("CERT"), set("KEY"))?,
+        };
         let encrypted = listed.contains("https://") || tls != Tls::default();
         if encrypted && listed.contains("http://") {
             let message =

@@ -137,7 +137,12 @@ impl Fresh {
     /// A store, with core's one implementation of the public traits over it.
     #[must_use]
     pub fn new(store: impl Store) -> Self {
-        Self { store: Arc::new(store), backend: Arc::new(over), apart: Duration::ZERO, keep: Vec::new() }
+        Self {
+            store: Arc::new(store),
+            backend: Arc::new(over),
+            apart: Duration::ZERO,
+            keep: Vec::new(),
+        }
     }
 
     /// The same store as two hosts see it whose wall clocks are so far `apart`, one behind and one ahead of this host: `open`
@@ -148,9 +153,8 @@ impl Fresh {
         let hosts = [-half, half].map(|millis| hosts::ahead(env, millis));
         let stores = hosts.clone().map(|env| Arc::new(open(env)) as Arc<dyn Store>);
         let hosts = Turns::of(hosts);
-        let fresh = Self::new(Turns::of(stores)).with_backend(move |store, namespace, _| {
-            over(store, namespace, hosts.next().clone())
-        });
+        let fresh = Self::new(Turns::of(stores))
+            .with_backend(move |store, namespace, _| over(store, namespace, hosts.next().clone()));
         Self { apart, ..fresh }
     }
 

@@ -1,6 +1,6 @@
 //! The everyday commands on a CouchDB, or on what has its API.
 
-use servicekit_testkit::server::CouchDb;
+use servicekit_testkit::server::{CouchDb, skipped};
 
 use crate::{
     everyday,
@@ -20,7 +20,7 @@ everyday::tests!(store);
 fn an_outage_changes_nothing_but_work_under_a_lease() {
     let Some((store, mut server)) = store() else { return };
     let Some(own) = server.own() else {
-        return eprintln!("ignored: others may use this server, so that it is not stopped");
+        return skipped("others may use this server, so that it is not stopped");
     };
     everyday::an_outage_changes_nothing_but_work_under_a_lease(&store, own);
 }
@@ -40,7 +40,7 @@ fn what_is_wrong_with_the_server_is_said_in_one_line() {
     let missing = store.url().replace("?create=true", "");
     refused(missing.clone(), "create=true");
     if !server.is_real() {
-        return eprintln!("ignored: a wrong password, which this server does not ask for");
+        return skipped("a wrong password, which this server does not ask for");
     }
     let endpoint = server.endpoint();
     refused(format!("couchdb://nobody:hush@{endpoint}/fleet"), "password");

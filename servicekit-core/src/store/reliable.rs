@@ -88,9 +88,10 @@ impl Reliable {
             let error = match result {
                 Ok(Ok(value)) => {
                     // Not all at once: of those who share what a store has, some are always let in.
-                    let _ = self.throttled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                        n.checked_sub(n.div_ceil(2))
-                    });
+                    let _ =
+                        self.throttled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                            n.checked_sub(n.div_ceil(2))
+                        });
                     return Ok(value);
                 }
                 Ok(Err(error)) => error,

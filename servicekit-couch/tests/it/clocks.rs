@@ -5,14 +5,12 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use futures_util::StreamExt as _;
 use servicekit_core::{
-    Backend, Env, Instance, Namespace, State,
+    Backend, Env, Instance, State,
     clock::timeout,
     lease::{Granted, Request, Standing, Term},
     registry::{Claim, Event},
-    store::Limits,
 };
-use servicekit_couch::{Config, Couch};
-use servicekit_testkit::server::CouchDb;
+use servicekit_testkit::server::{CouchDb, skipped};
 use time::OffsetDateTime;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -20,14 +18,10 @@ use tokio::{
     task::JoinHandle,
 };
 
+use crate::common::backend;
+
 const TTL: Duration = Duration::from_secs(5);
 const HOUR: i64 = 3_600_000;
-
-fn backend(rest: &str) -> Backend {
-    let config = Config::parse(rest, false).unwrap();
-    let couch = Couch::new(config, Env::system(), Limits::default()).unwrap();
-    servicekit_couch::backend(couch, Namespace::default(), Env::system(), Limits::default())
-}
 
 fn request(holder: &str) -> Request {
     Request {
@@ -43,7 +37,7 @@ fn request(holder: &str) -> Request {
 async fn a_clock_that_is_set_ends_no_attended_lease() {
     let Some(server) = CouchDb::start() else { return };
     if server.is_real() {
-        return eprintln!("ignored: its clock is nobody's to set");
+        return skipped("its clock is nobody's to set");
     }
     let clock = Env::system().clock;
     let rest = server.database_at(&server.endpoint());
@@ -161,7 +155,7 @@ fn date(ahead: i64) -> String {
 async fn a_clock_that_is_set_back_hides_nobody_for_long() {
     let Some(server) = CouchDb::start() else { return };
     if server.is_real() {
-        return eprintln!("ignored: its clock is nobody's to set");
+        return skipped("its clock is nobody's to set");
     }
     let clock = Env::system().clock;
     let rest = server.database_at(&server.endpoint());

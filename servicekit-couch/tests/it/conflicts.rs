@@ -6,19 +6,14 @@ use futures_util::{StreamExt as _, stream::BoxStream};
 use reqwest::Method;
 use serde_json::json;
 use servicekit_core::{
-    Backend, Env, Error, Kind, Label, LeaseProvider, Namespace, Result, Retry,
+    Env, Error, Kind, Label, LeaseProvider, Result, Retry,
     clock::timeout,
     lease::{Granted, Request, Standing, Term, Ticket},
-    store::{Change, Expect, Limits, Put, Store as _},
+    store::{Change, Expect, Put, Store as _},
 };
 use servicekit_testkit::server::CouchDb;
 
-use crate::common::{Other, key, lease, open, put, tests};
-
-fn backend(rest: &str) -> Backend {
-    let limits = Limits::default();
-    servicekit_couch::backend(open(rest), Namespace::default(), Env::system(), limits)
-}
+use crate::common::{Other, backend, key, lease, open, put, tests};
 
 fn web() -> Label {
     "web".parse().unwrap()

@@ -11,7 +11,7 @@ use servicekit_core::{
     registry::Claim,
     store::{Expect, Limits},
 };
-use servicekit_testkit::server::CouchDb;
+use servicekit_testkit::server::{CouchDb, skipped};
 
 use crate::common::{Other, open, stub::stub};
 
@@ -69,7 +69,9 @@ async fn a_doctor_warns_of_what_somebody_changed() {
     let (rest, other) = Other::start(&server).await;
     let doctor = backend(&rest).doctor;
     let check = format!("design document of {}", other.database);
-    assert_eq!(of(&doctor.examine().await, &check).severity, Severity::Warning);
+    assert_eq!(of(&doctor.examine().await, &check).severity, Severity::Fine);
+    other.without_design().await;
+    assert_eq!(of(&doctor.examine().await, &check).severity, Severity::Problem);
     doctor.set_up().await;
     assert_eq!(of(&doctor.examine().await, &check).severity, Severity::Fine);
     let mut design = other.read("_design/servicekit").await;
@@ -114,7 +116,9 @@ async fn a_doctor_sees_what_may_become_a_problem() {
         ("server", Severity::Warning, "2.3.1"),
         ("cluster", Severity::Problem, "leases are refused: the database has 3 copies on 3 nodes"),
         ("fleet", Severity::Warning, "1000 kB of data in 500000 kB"),
-        ("design document of fleet", Severity::Warning, "missing"),
+        ("design document of fleet", Severity::Problem, "missing: leases are refused"),
+        ("design document of fleet-sessions", Severity::Warning, "missing"),
+        ("registry and certificates", Severity::Warning, "takes instances of the other for lost"),
         ("members of fleet", Severity::Warning, "anybody"),
         ("members of fleet-sessions", Severity::Fine, "may not see it"),
         ("history of beats", Severity::Warning, "1000"),
@@ -211,7 +215,7 @@ async fn issues(backend: &Backend) -> Result<()> {
 async fn each_role_does_what_it_is_for_and_nothing_else() {
     let Some(server) = CouchDb::start() else { return };
     if !server.is_real() {
-        return eprintln!("ignored: it has no roles, and runs no validate_doc_update");
+        return skipped("it has no roles, and runs no validate_doc_update");
     }
     let (other, login) = people(&server).await;
     for (role, may_read, may_register, may_issue) in [
@@ -251,7 +255,7 @@ async fn each_role_does_what_it_is_for_and_nothing_else() {
 async fn what_is_malformed_is_refused_and_other_documents_are_left_alone() {
     let Some(server) = CouchDb::start() else { return };
     if !server.is_real() {
-        return eprintln!("ignored: it runs no validate_doc_update");
+        return skipped("it runs no validate_doc_update");
     }
     let rest = server.database_at(&server.endpoint());
     let other = Other::at(&rest);

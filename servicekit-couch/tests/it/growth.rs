@@ -36,12 +36,13 @@ impl Seen {
         self.other.send(method, &format!("{}{path}", self.name), body).await.1
     }
 
-    /// The rows of the feed, and how many of them are of documents that were deleted.
+    /// The rows of the feed but for the design document's, and how many of them are of documents that were deleted.
     async fn rows(&self) -> (BTreeSet<String>, usize) {
         let feed = self.ask(Method::GET, "/_changes").await;
         let rows = feed["results"].as_array().unwrap();
         let deleted = rows.iter().filter(|row| row["deleted"] == true).count();
-        (rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect(), deleted)
+        let ids = rows.iter().map(|row| row["id"].as_str().unwrap().to_owned());
+        (ids.filter(|id| !id.starts_with("_design/")).collect(), deleted)
     }
 
     async fn show(&self, when: &str) {

@@ -9,12 +9,12 @@ use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use servicekit_core::{
-    Env, Error, Kind, Namespace, Retry,
-    store::{Change, Expect, Limits, Put, Store as _},
+    Error, Kind, Retry,
+    store::{Change, Expect, Put, Store as _},
 };
-use servicekit_testkit::server::CouchDb;
+use servicekit_testkit::server::{CouchDb, skipped};
 
-use crate::common::{Other, key, lease, open, put, stub::stub, tests};
+use crate::common::{Other, backend, key, lease, open, put, stub::{DESIGN, stub}, tests};
 
 fn is_clean(error: &Error) -> &Error {
     assert!(!format!("{error:?}").contains("hush"), "{error:?}");
@@ -51,6 +51,7 @@ async fn what_too_few_nodes_have_taken_is_no_success() {
         "GET /" => WELCOME,
         "GET /_membership" => (200, "", r#"{"all_nodes":["a"],"cluster_nodes":["a"]}"#),
         "GET /fleet" | "GET /fleet-sessions" => (200, "", r#"{"cluster":{"n":1}}"#),
+        "GET /fleet/_design/servicekit" => DESIGN,
         _ => (202, "", r#"{"ok":true,"id":"x","rev":"1-a"}"#),
     })
     .await;
@@ -149,9 +150,9 @@ async fn what_others_wrote_is_passed_over() {
 async fn what_was_edited_by_hand_into_nonsense_is_an_error_or_left_out() {
     let Some(server) = CouchDb::start() else { return };
     let (rest, other) = Other::start(&server).await;
-    let limits = Limits::default();
-    let backend =
-        servicekit_couch::backend(open(&rest), Namespace::default(), Env::system(), limits);
+    // It would refuse most of it.
+    other.without_design().await;
+    let backend = backend(rest.split('?').next().unwrap());
     let web = "web".parse().unwrap();
     for nonsense in [
         json!({ "servicekit": 1, "value": "{}", "write": "w" }),
@@ -183,16 +184,55 @@ async fn a_page_that_ends_with_what_is_gone_loses_nothing() {
         let rows: Vec<_> = (from..to).map(row).collect();
         Box::leak(json!({ "rows": rows }).to_string().into_boxed_str())
     };
-    let (first, second) = (page(0, 2000), page(2000, 2003));
+    let (first, second) = (page(0, 1200), page(1200, 1203));
     let endpoint = stub(move |request, _| match request {
         "GET /" => WELCOME,
-        _ if request.contains("_all_docs") && request.contains("01999") => (200, "", second),
+        _ if request.contains("_all_docs") && request.contains("01199") => (200, "", second),
         _ if request.contains("_all_docs") => (200, "", first),
         _ => (200, "", "{}"),
     })
     .await;
     let records = open(&format!("//{endpoint}/fleet")).list(&[tests()]).await.unwrap();
-    assert_eq!(records.len(), 2003);
+    assert_eq!(records.len(), 1203);
+}
+
+/// Without the design document CouchDB takes a renewal of what is not there any more, and two would hold a lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_refused_where_the_design_document_is_missing() {
+    let Some(server) = CouchDb::start() else { return };
+    let (rest, other) = Other::start(&server).await;
+    let design = other.without_design().await;
+    let there = rest.split('?').next().unwrap();
+    let web = "web".parse().unwrap();
+    let request = servicekit_testkit::budget::request("one");
+    let error = backend(there).leases.join(&web, &request).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (Kind::Unsupported, Retry::Never), "{error:?}");
+    assert!(error.message().contains("doctor --setup"), "{error:?}");
+    let risky = format!("{there}?unsafe-leases=true");
+    backend(&risky).leases.join(&web, &request).await.unwrap();
+    assert_eq!(other.read("_design/servicekit").await["error"], "not_found");
+
+    // Who may make databases makes it, and then what was purged is missed.
+    let one = backend(&rest);
+    let db = "db".parse().unwrap();
+    let (ticket, _) = one.leases.join(&db, &request).await.unwrap();
+    assert_eq!(
+        other.read("_design/servicekit").await["validate_doc_update"],
+        design["validate_doc_update"]
+    );
+    one.leases.renew(&ticket).await.unwrap();
+    if !server.is_real() {
+        return skipped("a renewal after a purge: it purges nothing");
+    }
+    let range = "startkey=%22default:lease:db:t-%22&endkey=%22default:lease:db:t.%22";
+    let path = format!("{}/_all_docs?{range}", other.database);
+    let (_, found) = other.send(Method::GET, &path, None).await;
+    let row = &found["rows"][0];
+    let purged = json!({ row["id"].as_str().unwrap(): [row["value"]["rev"]] });
+    let path = format!("{}/_purge", other.database);
+    assert_eq!(other.send(Method::POST, &path, Some(purged)).await.0, 201);
+    let error = one.leases.renew(&ticket).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Lost, "{error:?}");
 }
 
 /// What is read is a range of ids, whatever else there is.

@@ -64,7 +64,7 @@ async fn a_session_that_ended_is_begun_again_without_a_word() {
 async fn who_follows_goes_on_in_a_new_session_and_not_with_an_old_password() {
     let Some(server) = CouchDb::start() else { return };
     if !server.is_real() {
-        return eprintln!("ignored: it asks nobody for a password");
+        return servicekit_testkit::server::skipped("it asks nobody for a password");
     }
     let (rest, other) = Other::start(&server).await;
     let (_, place) = rest.split_once('@').unwrap();

@@ -78,9 +78,7 @@ async fn encrypted(
             builder.with_client_cert_verifier(verifier.build().unwrap())
         }
     };
-    let mut config = builder
-        .with_single_cert(vec![CertificateDer::from(cert)], key)
-        .unwrap();
+    let mut config = builder.with_single_cert(vec![CertificateDer::from(cert)], key).unwrap();
     // A proxy offers what CouchDB does not speak.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{Member, free_ports, is_there};
+use super::{Member, free_ports, is_there, skipped};
 
 /// CouchDB: the one that `SERVICEKIT_COUCHDB_URL` names, as `http://user:password@host:5984`, or else its API by
 /// `express-pouchdb`, on files in a folder.
@@ -59,7 +59,7 @@ impl CouchDb {
         };
         if let Some(missing) = missing {
             assert!(env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(), "{missing}");
-            eprintln!("ignored: {missing}");
+            skipped(missing);
             return None;
         }
         // Somebody else may take a port between the choice and the start.

@@ -15,7 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, Process, free_ports, is_there};
+use super::{PATIENCE, Process, free_ports, is_there, skipped};
 
 /// Amazon's DynamoDB Local, in memory, behind a proxy that adds what the real service has: a clock in every answer.
 ///
@@ -73,7 +73,7 @@ impl DynamoDb {
         };
         if let Some(missing) = missing {
             assert!(env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(), "{missing}");
-            eprintln!("ignored: {missing}");
+            skipped(missing);
             return None;
         }
         // Somebody else may take a port between the choice and the start.

@@ -5,7 +5,7 @@ pub(crate) mod stub;
 use reqwest::{Client, Method};
 use serde_json::Value;
 use servicekit_core::{
-    Env, Name, Namespace,
+    Backend, Env, Name, Namespace,
     store::{Expect, Group, Keep, Key, Limits, Put, WriteId},
 };
 use servicekit_couch::{Config, Couch};
@@ -16,9 +16,17 @@ pub(crate) fn open(rest: &str) -> Couch {
     open_with(rest, Env::system())
 }
 
+/// The public traits on it, as a process has them.
+pub(crate) fn backend(rest: &str) -> Backend {
+    let (namespace, env, limits) = (Namespace::default(), Env::system(), Limits::default());
+    servicekit_couch::backend(open(rest), namespace, env, limits)
+}
+
 pub(crate) fn open_with(rest: &str, env: Env) -> Couch {
     Couch::new(Config::parse(rest, false).unwrap(), env, Limits::default()).unwrap()
 }
+
+const DESIGN: &str = "_design/servicekit";
 
 pub(crate) fn tests() -> Group {
     Group::of(&Namespace::default(), "tests")
@@ -121,9 +129,22 @@ impl Other {
         document["_id"] = id.into();
         document["_rev"] = rev.clone().into();
         let body = serde_json::json!({ "new_edits": false, "docs": [document] });
+        // The design document lets nothing of a lease in that comes so.
+        let design = self.without_design().await;
         let path = format!("{}/_bulk_docs", self.database);
         let (status, answer) = self.send(Method::POST, &path, Some(body)).await;
         assert_eq!((status, answer), (201, Value::Array(Vec::new())));
+        self.write(DESIGN, design).await;
         rev
+    }
+
+    /// Deletes the design document; returns what it was.
+    pub(crate) async fn without_design(&self) -> Value {
+        let mut design = self.read(DESIGN).await;
+        let rev = design["_rev"].as_str().unwrap();
+        let path = format!("{}/{DESIGN}?rev={rev}", self.database);
+        assert_eq!(self.send(Method::DELETE, &path, None).await.0, 200);
+        design.as_object_mut().unwrap().remove("_rev");
+        design
     }
 }
