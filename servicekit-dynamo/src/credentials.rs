@@ -1,8 +1,8 @@
 //! Who asks: what AWS's own chain of credentials says, kept until it ends by the store's clock.
 //!
-//! The SDK would keep it, too. But it never looks at a file again, so that who logs in again is not heard of; it ends the search with the request that began it, so that a slow helper never comes to an
-//! end; it begins the next search when the last answer has ended, so that a failure of that moment is one of the request; and
-//! it judges by the host's clock.
+//! The SDK would keep it, too. But it never looks at a file again, so that who logs in again is not heard of; it ends the search
+//! with the request that began it, so that a slow helper never comes to an end; it begins the next search when the last answer
+//! has ended, so that a failure of that moment is one of the request; and it judges by the host's clock.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use aws_credential_types::{
 };
 use aws_smithy_types::DateTime;
 use servicekit_core::{
-    Clock, Error, Kind, Result, Retry,
+    Clock, Error, Instant, Kind, Random, Result, Retry,
     clock::{SystemClock, timeout},
     store::StoreClock,
 };
@@ -30,6 +30,10 @@ use crate::error::{NO_CREDENTIALS, innermost};
 const EARLY: Duration = Duration::from_secs(300);
 /// How long a search may take: one that hangs would keep all others from beginning.
 const SEARCH: Duration = Duration::from_secs(60);
+/// How long the next search is put off after one that was in vain, while it is not needed at once; it doubles up to
+/// [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long before their end they are used no more.
 const LATE: Duration = Duration::from_secs(10);
 
@@ -49,6 +53,22 @@ struct Kept {
     search: Option<JoinHandle<provider::Result>>,
     /// Whether there ever were some: then there are none for now.
     ever: bool,
+    /// Not before then, while a search finds nothing new: whoever gives them may be ill already.
+    again: Option<Instant>,
+    pause: Duration,
+}
+
+impl Kept {
+    /// Puts the next search off, the longer the more often.
+    fn put_off(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        let pause = Random::system().jitter(self.pause, 0.5);
+        self.again = Some(SystemClock.now() + pause);
+    }
+
+    fn is_put_off(&self) -> bool {
+        self.again.is_some_and(|again| SystemClock.now() < again)
+    }
 }
 
 impl Keeper {
@@ -80,22 +100,33 @@ impl Keeper {
         patience: Duration,
     ) -> bool {
         let mut kept = self.kept.lock().await;
+        if kept.is_put_off() && kept.credentials.as_ref() == Some(refused) {
+            return false;
+        }
         // Somebody else may have found others meanwhile.
         if kept.credentials.as_ref() == Some(refused) {
             kept.credentials = None;
         }
         drop(kept);
-        self.ready(clock, patience).await.is_ok_and(|found| found != *refused)
+        let are_others = self.ready(clock, patience).await.is_ok_and(|found| found != *refused);
+        if !are_others {
+            self.kept.lock().await.put_off();
+        }
+        are_others
     }
 
     async fn get(&self) -> provider::Result {
         let mut kept = self.kept.lock().await;
-        let Kept { credentials, search, ever } = &mut *kept;
+        let is_put_off = kept.is_put_off();
+        let Kept { credentials, search, ever, .. } = &mut *kept;
         let fine = |least| credentials.as_ref().filter(|known| self.left(known) > least).cloned();
         if let Some(known) = fine(EARLY) {
             return Ok(known);
         }
         let usable = fine(LATE);
+        if let Some(usable) = usable.as_ref().filter(|_| is_put_off && search.is_none()) {
+            return Ok(usable.clone());
+        }
         let task = search.get_or_insert_with(|| {
             let chain = self.chain.clone();
             let longest = self.longest;
@@ -108,15 +139,18 @@ impl Keeper {
             return Ok(usable.clone());
         }
         let found = task.await.unwrap_or_else(|error| Err(CredentialsError::unhandled(error)));
+        let found = found.and_then(fit_for_a_header);
         *search = None;
         match (found, usable) {
             (Ok(found), _) => {
                 *credentials = Some(found.clone());
                 *ever = true;
+                (kept.again, kept.pause) = (None, Duration::ZERO);
                 Ok(found)
             }
             (Err(error), Some(usable)) => {
                 tracing::debug!(%error, "there are no new credentials yet");
+                kept.put_off();
                 Ok(usable)
             }
             (Err(error), None) => Err(error),
@@ -161,7 +195,14 @@ impl Chain {
         match &self.profile {
             Some(profile) => {
                 let chain = ProfileFileCredentialsProvider::builder().configure(&config);
-                chain.profile_name(profile).build().provide_credentials().await
+                let found = chain.profile_name(profile).build().provide_credentials().await;
+                found.map_err(|error| match error {
+                    CredentialsError::CredentialsNotLoaded(_) => {
+                        let message = format!("the profile {profile:?} is not there, or has none");
+                        CredentialsError::not_loaded(message)
+                    }
+                    error => error,
+                })
             }
             None => {
                 let chain = DefaultCredentialsChain::builder().configure(config);
@@ -178,6 +219,21 @@ impl ProvideCredentials for Chain {
     {
         future::ProvideCredentials::new(self.search())
     }
+}
+
+/// The SDK panics when it has to send others: those of a file with the line ends of another system.
+fn fit_for_a_header(found: Credentials) -> provider::Result {
+    let is_fit = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let odd = if !is_fit(found.access_key_id()) {
+        "the access key"
+    } else if !found.session_token().is_none_or(is_fit) {
+        "the session token"
+    } else {
+        return Ok(found);
+    };
+    let message =
+        format!("{odd} has a space, a line end or another character that does not belong there");
+    Err(CredentialsError::invalid_configuration(message))
 }
 
 /// There are none, which somebody has to mend; or those who give them are away.
@@ -314,5 +370,18 @@ mod tests {
         let refused = ready(&keeper, LONG).await.unwrap();
         assert!(!keeper.replace(&refused, &*Env::system().clock, LONG).await);
         assert_eq!(asked.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn what_no_header_can_hold_is_named_and_not_shown() {
+        for (id, token, says) in
+            [("id\r", None, "the access key"), ("id", Some("hush\n"), "the session token")]
+        {
+            let odd = Credentials::new(id, "hush", token.map(String::from), None, "tests");
+            let error = explain(fit_for_a_header(odd).unwrap_err(), false);
+            assert_eq!((error.kind(), error.retry()), (Kind::Denied, Retry::Never), "{error:?}");
+            assert!(error.message().contains(says), "{error:?}");
+            assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        }
     }
 }

@@ -81,7 +81,11 @@ impl TableDoctor {
             Some(EXPIRES) if is_on => Finding::fine(check, "removes what has been over for a day"),
             Some(other) if is_on => {
                 let detail = format!("it is by the attribute {other:?}, so what is over stays");
-                Finding::warning(check, detail, remedy)
+                let first = format!(
+                    "first switch that off, which may take an hour: {}; then: {remedy}",
+                    remedy.replace(EXPIRES, other).replace("Enabled=true", "Enabled=false")
+                );
+                Finding::warning(check, detail, first)
             }
             _ => {
                 let detail = "off: what is over stays, and is read with every list";
@@ -145,7 +149,9 @@ impl Doctor for TableDoctor {
             // Nothing else can be told, or should be advised: it may be somebody else's table.
             Err(error) => {
                 let mut findings = vec![Finding::problem("table", error.message(), remedy(&error))];
-                findings.extend(self.next.examine().await);
+                // Whether leases are refused hangs on what could not be seen.
+                let next = self.next.examine().await;
+                findings.extend(next.into_iter().filter(|finding| finding.check != "leases"));
                 return findings;
             }
         };
@@ -173,6 +179,7 @@ fn remedy(error: &Error) -> &'static str {
         }
         Kind::Denied => "see who asks: aws sts get-caller-identity",
         Kind::Unsupported => "name another table, and let create=true make it",
+        Kind::Throttled => "bill it on demand, or raise its limits",
         _ if is_missing_table(error) => {
             "see that the Region and the table's name are right; create=true makes the table"
         }

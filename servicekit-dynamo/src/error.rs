@@ -55,6 +55,11 @@ where
             let message = format!("no answer within {patience:?}");
             Error::new(Kind::Timeout, message).retry_as(effect.unsettled())
         }
+        // It broke off within the answer, which says as little as none.
+        SdkError::ResponseError(_) if says(&error, &["error reading a body", "message length"]) => {
+            let message = format!("the connection failed{}", innermost(&error));
+            Error::new(Kind::Unavailable, message).retry_as(effect.unsettled())
+        }
         SdkError::ResponseError(answer) => {
             let status = answer.raw().status().as_u16();
             let message = format!("the answer (HTTP {status}) is not one of DynamoDB's");
@@ -135,6 +140,11 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
         {
             (Denied, Safe, "this host's clock is wrong; signing by DynamoDB's from now on")
         }
+        "InvalidSignatureException" | "SignatureDoesNotMatch" | "AuthFailure"
+            if said.contains("scoped to") || said.contains("valid region") =>
+        {
+            (Invalid, Never, "the Region of the address is not the one of the endpoint")
+        }
         "UnrecognizedClientException" | "InvalidClientTokenId" | "InvalidAccessKeyId" => {
             (Denied, Never, "DynamoDB does not know these credentials; are they of this account?")
         }
@@ -168,10 +178,7 @@ fn from_answer(status: u16, code: &str, said: &str, effect: Effect) -> Error {
 
 /// The error for a request that never left: there was no connection to send it on, or nobody to sign it.
 fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
-    let find = |words: &[&str]| {
-        let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
-        causes.any(|cause| words.iter().any(|word| cause.to_string().contains(word)))
-    };
+    let find = |words: &[&str]| says(error, words);
     if find(&["no identity resolver"]) {
         return Some(Error::new(Kind::Denied, NO_CREDENTIALS));
     }
@@ -183,11 +190,22 @@ fn not_sent(error: &(dyn StdError + 'static)) -> Option<Error> {
         let message = "no Region: write dynamodb://REGION/TABLE, or set AWS_REGION";
         return Some(Error::new(Kind::Invalid, message));
     }
+    if find(&["invalid value for field: `region`"]) {
+        let message =
+            "that is no Region: look at the address, AWS_REGION and the profile".to_owned();
+        return Some(Error::new(Kind::Invalid, message));
+    }
     // hyper-util tells it by these words alone.
     find(&["client error (Connect)", "HTTP connect timeout"]).then(|| {
         let message = format!("cannot reach the server{}", innermost(error));
         Error::new(Kind::Unavailable, message).retry_as(Retry::Safe)
     })
+}
+
+/// Whether an error or one of its causes has one of these words: some libraries tell them apart by nothing else.
+fn says(error: &(dyn StdError + 'static), words: &[&str]) -> bool {
+    let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
+    causes.any(|cause| words.iter().any(|word| cause.to_string().contains(word)))
 }
 
 /// The last cause in words, ready to be appended.
@@ -240,6 +258,14 @@ mod tests {
             (400, "InvalidSignatureException", "Signature expired: 2026", Denied, Safe, Safe),
             (400, "InvalidSignatureException", "Signature not yet current", Denied, Safe, Safe),
             (400, "InvalidSignatureException", "does not match", Denied, Never, Never),
+            (
+                400,
+                "InvalidSignatureException",
+                "Credential should be scoped to a valid region.",
+                Invalid,
+                Never,
+                Never,
+            ),
             (400, "UnrecognizedClientException", "", Denied, Never, Never),
             (400, "IncompleteSignatureException", "", Denied, Never, Never),
             (400, "MissingAuthenticationTokenException", "", Denied, Never, Never),

@@ -6,7 +6,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use servicekit_core::{Effect, Result, Retry, store::Group};
+use aws_sdk_dynamodb::types::AttributeValue;
+use servicekit_core::{Effect, Kind, Result, Retry, store::Group};
 
 use crate::{
     records::{VERSION, integer, mark_of, number},
@@ -53,14 +54,25 @@ impl Debt<'_> {
     /// Those of reaching the store, as `Unknown`: the change is made, and to make it again raises the mark.
     pub(crate) async fn pay(mut self, table: &Table) -> Result<()> {
         let (client, _) = table.open().await?;
-        let raise = client
-            .update_item()
-            .table_name(&table.config.table)
-            .set_key(Some(mark_of(self.group)))
-            .update_expression("ADD #version :one")
-            .expression_attribute_names("#version", VERSION)
-            .expression_attribute_values(":one", number(1));
-        let raised = table.ask(Effect::Nothing, raise.send()).await;
+        let change = |expression: &str, value: AttributeValue| {
+            client
+                .update_item()
+                .table_name(&table.config.table)
+                .set_key(Some(mark_of(self.group)))
+                .update_expression(expression)
+                .expression_attribute_names("#version", VERSION)
+                .expression_attribute_values(":value", value)
+                .send()
+        };
+        let raised =
+            match table.ask(Effect::Nothing, change("ADD #version :value", number(1))).await {
+                // Somebody made something else of it than a number: any other one will do.
+                Err(error) if error.kind() == Kind::Invalid => {
+                    let anew = number(table.clock.latest());
+                    table.ask(Effect::Nothing, change("SET #version = :value", anew)).await
+                }
+                raised => raised,
+            };
         raised.map_err(|error| error.retry_as(Retry::Unknown))?;
         self.is_settled = true;
         Ok(())

@@ -126,7 +126,21 @@ impl Table {
         {
             return Err(explain(error, effect, self.patience).retry_as(Retry::Safe));
         }
-        Err(explain(error, effect, self.patience))
+        let error = explain(error, effect, self.patience);
+        Err(if is_missing_table(&error) { self.placed(error) } else { error })
+    }
+
+    /// Names the table and the Region, which may be those of somebody's profile.
+    fn placed(&self, error: Error) -> Error {
+        let region =
+            self.connection.get().and_then(|connection| connection.client.config().region());
+        let region = region.map_or("?", Region::as_ref);
+        let message = format!(
+            "{}: the table {:?}, in the Region {region:?}",
+            error.message(),
+            self.config.table
+        );
+        Error::new(error.kind(), message).retry_as(error.retry()).because(error)
     }
 
     /// What the table is like now.

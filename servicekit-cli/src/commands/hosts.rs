@@ -7,7 +7,7 @@ mod printer;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use servicekit::{Label, State};
+use servicekit::{Error, Kind, Label, State};
 
 use self::{follow::Following, hook::Hook, printer::Printer};
 use crate::{
@@ -120,9 +120,10 @@ async fn wait(
     let registry = context.connect_by(Some(deadline)).await?.registry;
     let mut following = Following::new(registry.watch(label));
     let mut progress = Progress::default();
-    let (mut last, mut up) = (Vec::new(), 0);
+    let (mut last, mut up, mut is_heard) = (Vec::new(), 0, false);
     while let Some(instances) = context.until(deadline, following.next()).await {
         last = printer.pick(&instances?, |note| progress.say(note));
+        is_heard = true;
         up = last.iter().filter(|instance| instance.state == State::Up).count();
         if up >= number as usize {
             drop(progress);
@@ -134,6 +135,11 @@ async fn wait(
     drop(progress);
     if let Some(error) = following.away() {
         return Err(error.into());
+    }
+    if !is_heard {
+        // That is no answer to give.
+        let message = "the store did not answer within the time to wait";
+        return Err(Error::new(Kind::Timeout, message).during("list").at(label).into());
     }
     if printer.is_structured() {
         output::print(printer.render(&last)?).await?;

@@ -72,12 +72,16 @@ impl Leases {
         let inspect = async |name: Label| provider.inspect(&name).await;
         let leases: Vec<_> = stream::iter(names).map(inspect).buffered(AT_A_TIME).collect().await;
         let mut damaged: Option<Error> = None;
+        let is_one_there = leases.iter().any(Result::is_ok);
         let mut rows = Vec::new();
         for lease in leases {
             match lease {
                 Ok(lease) => rows.extend(lease.map(Row::from)),
                 // The others are shown all the same.
-                Err(error) if error.kind() == Kind::Unexpected && self.label.is_none() => {
+                Err(error)
+                    if (is_one_there || error.kind() == Kind::Unexpected)
+                        && self.label.is_none() =>
+                {
                     if let Some(before) = damaged.replace(error) {
                         say(format_args!("{before}"));
                     }

@@ -26,7 +26,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::common::{Other, key, lease, open, open_with, put, stub::{DESIGN, stub}, tests};
+use crate::common::{
+    Other, key, lease, open, open_with, put,
+    stub::{DESIGN, stub},
+    tests,
+};
 
 /// The next snapshot; errors before it are returned with it.
 async fn snapshot(changes: &mut BoxStream<'static, Result<Change>>) -> (Vec<Name>, Vec<Error>) {

@@ -9,12 +9,16 @@ use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use servicekit_core::{
-    Error, Kind, Retry,
+    Env, Error, Kind, Retry,
     store::{Change, Expect, Put, Store as _},
 };
 use servicekit_testkit::server::{CouchDb, skipped};
 
-use crate::common::{Other, backend, key, lease, open, put, stub::{DESIGN, stub}, tests};
+use crate::common::{
+    Other, backend, key, lease, open, put,
+    stub::{DESIGN, stub},
+    tests,
+};
 
 fn is_clean(error: &Error) -> &Error {
     assert!(!format!("{error:?}").contains("hush"), "{error:?}");

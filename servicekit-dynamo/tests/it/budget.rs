@@ -61,6 +61,11 @@ impl Cost {
     fn of(count: Count, calls: &[Call]) -> Self {
         let (mut reads, mut writes, mut actions) = (0.0, 0.0, BTreeMap::new());
         for call in calls {
+            let is_of_items = call.action.ends_with("Item") || call.action == "Query";
+            assert!(
+                call.status != 200 || !is_of_items || call.units > 0.0,
+                "it told no units: {call:?}"
+            );
             *actions.entry(call.action.clone()).or_default() += 1;
             match call.action.as_str() {
                 "UpdateItem" | "DeleteItem" => writes += call.units,

@@ -147,4 +147,11 @@ async fn a_change_in_a_group_with_a_mark_raises_it_and_a_put_of_the_same_does_no
         1,
         "a mark is no record"
     );
+
+    // Somebody made something else of it than a number: the next change mends it.
+    let put = client.put_item().table_name("fleet").item("group", text("default/instances/web"));
+    put.item("name", text("#")).item("version", text("abc")).send().await.unwrap();
+    instance.change(State::Down, "fall 2", "503", now);
+    backend.registry.put(&session, &claim, &instance).await.unwrap();
+    assert!(mark().await > 0);
 }

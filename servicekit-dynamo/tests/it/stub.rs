@@ -40,6 +40,8 @@ pub(crate) enum Reply {
     Hang,
     /// The end of the connection.
     Close,
+    /// The beginning of an answer, and then that.
+    BreakOff,
 }
 
 impl Reply {
@@ -126,6 +128,11 @@ async fn serve(
         };
         match reply(&action, before) {
             Reply::Close => return None,
+            Reply::BreakOff => {
+                let head = "HTTP/1.1 200 X\r\nContent-Length: 500\r\n\r\n{\"It";
+                write.write_all(head.as_bytes()).await.ok()?;
+                return None;
+            }
             Reply::Hang => std::future::pending().await,
             Reply::Say(status, body) => {
                 let head = format!(

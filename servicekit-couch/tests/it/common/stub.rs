@@ -11,7 +11,8 @@ use tokio::{
 pub(crate) type Reply = (u16, &'static str, &'static str);
 
 /// What is read of the design document where it is as it should be.
-pub(crate) const DESIGN: Reply = (200, "", r#"{"_rev":"1-a","validate_doc_update":"function () {}"}"#);
+pub(crate) const DESIGN: Reply =
+    (200, "", r#"{"_rev":"1-a","validate_doc_update":"function () {}"}"#);
 
 /// A server that answers each request, named as `GET /path`, and with its cookie, as `reply` says.
 pub(crate) async fn stub(reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static) -> String {
