@@ -1,12 +1,12 @@
 //! What a doctor sees of the databases: the server, its nodes, the room that is used, what guards them, and the time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::join;
 use reqwest::Method;
 use serde::Deserialize;
-use servicekit_core::{Doctor, Effect, Error, Finding, Kind, Result, Severity};
+use servicekit_core::{Doctor, Effect, Error, Finding, Kind, Result, Severity, clock::timeout};
 
 use crate::{
     database::{BEATS_KEPT, Database, Info, Sizes},
@@ -30,6 +30,10 @@ const SMALL: u64 = 64 << 20;
 const GROWS: usize = 2;
 
 const CLUSTER: &str = "cluster";
+/// What core says of it is what the store could do.
+const CHANGES: &str = "changes";
+/// How long the feed may show no sign of life, of which there should be two a second.
+const HEARD: Duration = Duration::from_secs(3);
 
 const SET_UP: &str = "an administrator runs: servicekit doctor --setup";
 
@@ -156,6 +160,28 @@ impl DatabaseDoctor {
         findings
     }
 
+    /// Whether the feed of changes arrives as it comes.
+    async fn feed(&self) -> Finding {
+        let check = CHANGES;
+        let [records, _] = self.database().names();
+        let path = format!("{records}/_changes?feed=continuous&since=now&heartbeat=500");
+        let clock = &*self.couch.0.env.clock;
+        let begun = async {
+            let mut feed = self.database().stream(&path, b"{}".to_vec()).await?;
+            Ok::<_, Error>(feed.chunk().await.is_ok_and(|chunk| chunk.is_some()))
+        };
+        match timeout(clock, HEARD, begun).await {
+            Ok(Ok(true)) => Finding::fine(check, "pushed, and not held back"),
+            Ok(Err(error)) if error.kind() == Kind::Denied => untold(check, &error),
+            Ok(Err(error)) => Finding::problem(check, error.message(), "see the other findings"),
+            Ok(Ok(false)) | Err(_) => Finding::problem(
+                check,
+                format!("the feed of changes showed nothing within {HEARD:?}"),
+                "see that no proxy before CouchDB buffers it",
+            ),
+        }
+    }
+
     async fn revisions(&self) -> Finding {
         let check = "history of beats";
         match self.database().revisions_kept().await {
@@ -240,7 +266,8 @@ impl Doctor for DatabaseDoctor {
         let mut findings = vec![server, self.cluster().await];
         findings.extend(self.apart().await);
         let [records, beats] = self.database().names();
-        let (records, beats, revisions, largest, user, next) = join!(
+        let (feed, records, beats, revisions, largest, user, next) = join!(
+            self.feed(),
             self.examine_database(records),
             self.examine_database(beats),
             self.revisions(),
@@ -249,11 +276,15 @@ impl Doctor for DatabaseDoctor {
             self.next.examine(),
         );
         findings.extend(records.into_iter().chain(beats));
-        findings.extend([revisions, largest, user, self.clock()]);
+        findings.extend([revisions, largest, user, feed, self.clock()]);
         // What core tells of leases is of what one node could do, with the design document.
         let seen = self.database().open().await;
         let refused = !seen.is_ok_and(|seen| seen.is_one_place && seen.is_guarded);
-        findings.extend(next.into_iter().filter(|finding| !refused || finding.check != "leases"));
+        findings.extend(
+            next.into_iter().filter(|finding| {
+                finding.check != CHANGES && !(refused && finding.check == "leases")
+            }),
+        );
         findings
     }
 

@@ -1,5 +1,10 @@
-//! The thin layer on HTTP: who asks, how long an answer may take, and what time it shows. The crate's own page says why it is
-//! not `couch_rs`.
+//! The thin layer on HTTP: who asks, how long an answer may take, and what time it shows.
+//!
+//! It is not `couch_rs`: that makes its HTTP client itself, and nobody can give it another. So there is no CA of one's own and
+//! no client's certificate; its login is a password with every request, and no session; it takes proxies from the environment,
+//! compresses, which holds back the lines of a feed, and follows redirects. Its documents and queries make one success of 201
+//! and 202, and status 501 of a connection that failed, so that nobody can tell what may be sent again. What would be left of it
+//! is the making of a request.
 
 use std::{
     fmt, fs,

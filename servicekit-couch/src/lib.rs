@@ -2,9 +2,7 @@
 //!
 //! What it promises, how it lays out its documents, and what a cluster of CouchDB loses is in `docs/backends/couchdb.md`.
 //!
-//! It speaks HTTP through `reqwest`, and not through `couch_rs`: that keeps its client to itself, which rules out a CA of
-//! one's own, time-outs, and the `Date` of an answer; it makes one success of 201 and 202, and status 501 of a connection
-//! that failed, so that nobody can tell what may be sent again; and its types of documents bring nothing beyond `serde`.
+//! It speaks HTTP through `reqwest`, and not through `couch_rs`: why is said in `http.rs`, the one file that does.
 //!
 //! ```no_run
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -116,7 +116,7 @@ impl Bare {
         let revision = put["rev"].as_str().ok_or("no revision")?;
         self.put(HEAD, 1000).await?;
         let queue = "/_all_docs?include_docs=true&conflicts=true&inclusive_end=false&startkey=%22bare%3Alease%3Abench%3A%22\
-                     &endkey=%22bare%3Alease%3Abench%3B%22&limit=2000&skip=0";
+                     &endkey=%22bare%3Alease%3Abench%3B%22&limit=1200&skip=0";
         let deleting = format!("{ticket}?rev={revision}");
         let listing = self.send(Method::GET, queue, None);
         try_join(listing, self.send(Method::DELETE, &deleting, None)).await?;

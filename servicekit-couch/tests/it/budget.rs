@@ -78,7 +78,8 @@ async fn a_crowd_at_a_lease() {
     count.assert_within("100 waiters, five seconds", u64::MAX, 0);
 
     let (joined, count) = counted.count(leases.join(&lease, &request("another"))).await;
-    count.assert_within("join behind 100 waiters", 5, 8);
+    // One more where the name of the ticket was taken; and those who wait send nothing.
+    count.assert_within("join behind 100 waiters", 6, 8);
     leases.leave(&joined.unwrap().0).await.unwrap();
 
     leases.renew(&ticket).await.unwrap();

@@ -141,10 +141,6 @@ async fn a_crowd_at_a_lease() {
     cost.units("100 waiters, ten seconds", 400.0, 0.0);
     println!("an hour: {} read units", cost.reads * 3600.0 / SECONDS as f64);
 
-    let (joined, cost) = counted.count(leases.join(&lease, &request("another"))).await;
-    cost.within("join behind 100 waiters", u64::MAX, u64::MAX);
-    leases.leave(&joined.unwrap().0).await.unwrap();
-
     leases.renew(&ticket).await.unwrap();
     let writes = |cost: &Cost| {
         let of = |action| cost.actions.get(action).copied().unwrap_or_default();
@@ -155,6 +151,21 @@ async fn a_crowd_at_a_lease() {
     let cost = hand_over(leases, ticket, &mut waiting, count, enough).await;
     cost.within("hand-over with 100 waiters", u64::MAX, u64::MAX);
     assert_eq!(writes(&cost), (3, 1), "updates and deletions for a hand-over");
+}
+
+/// Nobody follows the queue: only the join is counted.
+#[tokio::test]
+async fn a_join_that_waits() {
+    let Some(counted) = Counted::start().await else { return };
+    let (leases, lease) = (&counted.backend.leases, label("x"));
+    for i in 0..=100 {
+        leases.join(&lease, &request(&format!("w{i}"))).await.unwrap();
+    }
+    let (joined, cost) = counted.count(leases.join(&lease, &request("another"))).await;
+    assert!(matches!(joined.unwrap().1, Standing::Waiting { ahead: 100, .. }));
+    // One more where the name of the ticket was taken.
+    cost.within("join behind 100 waiters", 6, 8);
+    cost.units("join behind 100 waiters", 12.0, 5.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

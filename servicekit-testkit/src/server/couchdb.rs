@@ -12,14 +12,23 @@ use super::{Member, free_ports, is_there, skipped};
 /// CouchDB: the one that `SERVICEKIT_COUCHDB_URL` names, as `http://user:password@host:5984`, or else its API by
 /// `express-pouchdb`, on files in a folder.
 ///
-/// That is in the folder that `SERVICEKIT_POUCHDB` names, or in the one that `scripts/setup` fills. It differs in these
-/// points: its sequences are numbers; it has no cluster, so that nothing tells of nodes and copies; it has no limit of
-/// revisions (`_revs_limit`); it purges nothing; it tells no sizes; it asks nobody for a password, has no roles
-/// (`_security`), and runs no `validate_doc_update`. Two more are made good in `server.js`: it takes the selector of a feed
-/// from the address alone, and lets the feeds of a deleted database go on.
+/// That is in the folder that `SERVICEKIT_POUCHDB` names, or in the one that `scripts/setup` fills. How it differs, and what
+/// comes of it (tests are in `servicekit-couch/tests/it`; each that looks at less on one of the two says so on stderr):
 ///
-/// So tests of roles, of what is refused, of passwords, purges and sizes run on a real one alone; and on `express-pouchdb` alone
-/// those that set the server's clock, or kill the server, since neither is theirs to do where a URL names it.
+/// | it | because | so |
+/// | --- | --- | --- |
+/// | has sequences that are numbers | PouchDB counts | both kinds are tested, by a stub too |
+/// | tells of no nodes and copies | it has no cluster | clusters are tested with a stub |
+/// | takes no `_revs_limit`, and tells no sizes | PouchDB has neither | `doctor.rs` and `growth.rs` look at them on a real one |
+/// | purges nothing | PouchDB cannot | `feed.rs`, `refusals.rs`: purges on a real one |
+/// | asks nobody for a password | its users and roles are parts that are left out here: they are another implementation, of which nothing would follow for CouchDB's | `sessions.rs`, `doctor.rs` and the command's `couchdb.rs`: passwords, sessions, members and roles on a real one |
+/// | refuses a write at a revision of what is not there | PouchDB always looks | `refusals.rs`: that CouchDB does, with the design document, on a real one |
+/// | answers one request at a time | node has one thread | 10 s for a request of the suite; smaller batches in `refusals.rs` |
+/// | begins the answer of a feed with its first line | express does | the client waits for it as for any line |
+/// | has a clock that can be set, and may be killed | it is ours: `server.js` shows another `Date` | `clocks.rs`, `processes.rs`: not on a real one, whose clock and life are others' |
+///
+/// Made good in `server.js`: it takes the selector of a feed from the address alone, and lets the feeds of a deleted database
+/// go on.
 #[derive(Debug)]
 pub struct CouchDb {
     own: Option<Member>,
