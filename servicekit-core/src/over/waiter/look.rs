@@ -10,6 +10,7 @@ use futures_util::future::try_join_all;
 use super::{TicketRow, Waiter};
 use crate::{
     Env, Error, Instant, Kind, Name, Result,
+    lease::turn,
     over::queue::{HEAD, TicketRef},
     store::{Change, Store as _, Version},
 };
@@ -81,7 +82,10 @@ impl Waiter {
         let place = self.queue.ticket(&self.ticket).map_or(0, |own| self.place(own));
         let Some(looks) = &self.looks else { return Ok(()) };
         let all_again = ALL + ALL_STEP * u32::try_from(place).unwrap_or(u32::MAX);
-        if looks.all.is_none_or(|read| now >= read + all_again) {
+        // Who was stopped may have missed its turn. Where the store asks to slow down, all look late.
+        let turn = turn(self.leases.store().capabilities());
+        let is_late = looks.throttled == 0 && looks.at.is_some_and(|(at, _)| now >= at + turn);
+        if is_late || looks.all.is_none_or(|read| now >= read + all_again) {
             self.refresh().await?;
             // Not before: until all was read once, a ticket that was not seen is not one that has gone.
             if let Some(looks) = &mut self.looks {

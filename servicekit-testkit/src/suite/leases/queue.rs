@@ -21,6 +21,7 @@ cases! { "leases";
     a_waiter_that_left_is_passed_over [NoFaults, Linearizable],
     a_waiter_that_is_not_there_is_passed_over_within_its_turn [NoFaults, Linearizable],
     a_slot_that_is_free_beside_one_that_is_kept_is_for_who_comes_next [NoFaults, Linearizable],
+    who_is_far_back_has_its_turn_when_all_before_it_leave [NoFaults, Linearizable, Polled],
     who_tries_once_does_not_find_a_slot_kept_for_the_dead [NoFaults, Linearizable],
     who_tries_once_is_refused_when_a_kept_slot_is_claimed [NoFaults, Linearizable],
     a_claim_that_dies_at_any_of_its_requests_is_passed_on [NoFaults, Linearizable],
@@ -115,17 +116,61 @@ async fn a_waiter_that_is_not_there_is_passed_over_within_its_turn(world: World)
     assert_eq!(two.leases.standing(&second).await.expect("standing"), Standing::Gone);
 }
 
-/// A slot is kept for one who does not come, and another one is free: that is for who comes next, and not for who comes later.
+/// A slot is kept for one who waits, and another one is free: that is for who comes next, and not for who comes after.
 async fn a_slot_that_is_free_beside_one_that_is_kept_is_for_who_comes_next(world: World) {
-    let (one, two) = (contender(&world, "one"), contender(&world, "two"));
+    let (one, two) = (contender(&world, "one").term(LONG), contender(&world, "two").term(LONG));
     let (three, four) = (contender(&world, "three").slots(3), contender(&world, "four").slots(3));
     one.granted().await;
-    two.waiting().await;
+    let second = two.waiting().await;
     world.ok("resize", || one.leases.resize(&one.lease, 3)).await;
     let third = three.waiting().await;
+    two.wait(&second, Duration::ZERO).await;
     four.waiting().await;
     three.wait(&third, Duration::ZERO).await;
 }
+
+/// It looks ever more rarely the further back it believes to be, and does not know that all before it have gone.
+async fn who_is_far_back_has_its_turn_when_all_before_it_leave(world: World) {
+    // At whatever time after its last look.
+    for round in 0..world.many(12, 1) {
+        far_back(&world, round).await;
+    }
+}
+
+async fn far_back(world: &World, round: u32) {
+    let lease = label(&format!("lease-{round}"));
+    let of =
+        |holder: &str| Contender { lease: lease.clone(), ..contender(world, holder).term(HOUR) };
+    let (one, last) = (of("one"), of("last"));
+    let held = one.granted().await;
+    let mut before = Vec::new();
+    for i in 0..world.many(30, 12) {
+        let waiter = of(&format!("w{i}"));
+        let ticket = waiter.waiting().await;
+        before.push((waiter, ticket));
+    }
+    let ticket = last.waiting().await;
+    let waiting = async {
+        let held = last.wait(&ticket, Duration::from_secs(60)).await;
+        last.leave(&held.ticket).await;
+        held
+    };
+    let leaving = async {
+        world.pass(Duration::from_secs(8) + Duration::from_millis(450) * round).await;
+        for (waiter, ticket) in &before {
+            waiter.leave(ticket).await;
+        }
+        one.leave(&held.ticket).await;
+        // Somebody who looks at everything first, and sees who does not take its turn.
+        of("new").obtain(Duration::from_secs(60)).await
+    };
+    let (last, new) = futures_util::join!(waiting, leaving);
+    assert!(last.token() < new.token());
+}
+
+const HOUR: Term = Term::Attended { ttl: Duration::from_secs(3600) };
+/// Longer than a case takes.
+const LONG: Term = Term::Attended { ttl: Duration::from_secs(60) };
 
 async fn who_tries_once_does_not_find_a_slot_kept_for_the_dead(world: World) {
     let (one, two) = (contender(&world, "one"), contender(&world, "two"));
