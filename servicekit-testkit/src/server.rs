@@ -11,12 +11,18 @@ use std::{
     env, fmt, fs,
     io::{self, BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use servicekit_core::Random;
 use tempfile::TempDir;
 
 use self::gate::Gate;
@@ -313,10 +319,25 @@ fn is_there(program: &Path) -> bool {
         || env::split_paths(&folders).any(|folder| folder.join(program).is_file())
 }
 
-/// Ports that nobody listened on a moment ago.
+/// Ports that are free now and go to nobody else while this process lives: also while its server is down, for it is to be
+/// started again there. So they are below those that the kernel gives to connections: a client that tries to reach a server that
+/// is down may otherwise be given its port, and even reach itself.
 fn free_ports(count: usize) -> Vec<u16> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let listeners: Vec<_> = (0..count).map(bind).collect();
-    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
-    listeners.iter().map(port).collect()
+    const FIRST: u16 = 10_000;
+    const COUNT: u64 = 22_000;
+    /// Sockets without a file, each of which tells other processes that a port is taken; the kernel removes them with us.
+    static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+
+    let random = Random::system();
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let port = FIRST + u16::try_from(random.below(COUNT)).unwrap_or(0);
+        let name = SocketAddr::from_abstract_name(format!("servicekit-test-port-{port}"));
+        let Ok(taken) = name.and_then(|name| UnixListener::bind_addr(&name)) else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(taken);
+            ports.push(port);
+        }
+    }
+    ports
 }

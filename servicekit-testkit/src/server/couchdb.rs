@@ -1,11 +1,16 @@
 use std::{
     env,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 use super::{Member, free_ports, is_there, skipped};
 
@@ -36,6 +41,8 @@ pub struct CouchDb {
     login: String,
     endpoint: String,
     databases: AtomicU64,
+    /// The names that were given to tests.
+    made: Mutex<Vec<String>>,
 }
 
 impl CouchDb {
@@ -74,7 +81,13 @@ impl CouchDb {
         // Somebody else may take a port between the choice and the start.
         let own = (0..5).find_map(|_| try_start(&folder)).expect("node starts");
         let endpoint = own.endpoint();
-        Some(Self { own: Some(own), login: String::new(), endpoint, databases: 0.into() })
+        Some(Self {
+            own: Some(own),
+            login: String::new(),
+            endpoint,
+            databases: 0.into(),
+            made: Mutex::default(),
+        })
     }
 
     fn at(url: &str) -> Option<Self> {
@@ -84,7 +97,7 @@ impl CouchDb {
             None => (String::new(), place),
         };
         let endpoint = endpoint.contains(':').then(|| endpoint.to_owned())?;
-        Some(Self { own: None, login, endpoint, databases: 0.into() })
+        Some(Self { own: None, login, endpoint, databases: 0.into(), made: Mutex::default() })
     }
 
     /// Where it listens, as `host:port`.
@@ -101,7 +114,10 @@ impl CouchDb {
         // A server that goes on running has what earlier tests left.
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let process = std::process::id();
-        format!("//{}{endpoint}/test-{now}-{process}-{number}?create=true", self.login)
+        let name = format!("test-{now}-{process}-{number}");
+        let rest = format!("//{}{endpoint}/{name}?create=true", self.login);
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        rest
     }
 
     /// Whether it is a CouchDB, and not something like it.
@@ -122,15 +138,39 @@ impl CouchDb {
     ///
     /// On a real CouchDB, whose clock is nobody's to set.
     pub fn set_ahead(&self, millis: i64) {
-        let own = self.own.as_ref().expect("this server's clock can be set");
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, own.port)).expect("it is there");
-        let request = format!(
-            "POST /_test/ahead/{millis} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).expect("it takes requests");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(self.own.is_some(), "this server's clock can be set");
+        let answer = self.send("POST", &format!("_test/ahead/{millis}")).expect("it answers");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    /// Sends a request without a body, and returns the answer as it comes.
+    fn send(&self, method: &str, path: &str) -> io::Result<String> {
+        let login = match self.login.trim_end_matches('@') {
+            "" => String::new(),
+            login => format!("Authorization: Basic {}\r\n", BASE64_STANDARD.encode(login)),
+        };
+        let mut stream = TcpStream::connect(&self.endpoint)?;
+        let request = format!(
+            "{method} /{path} HTTP/1.1\r\nHost: test\r\n{login}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+/// A server that goes on running is left as it was.
+impl Drop for CouchDb {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            return;
+        }
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+        for name in made.iter().flat_map(|name| [name.clone(), format!("{name}-sessions")]) {
+            // It may never have been made, and nobody can be told.
+            let _ = self.send("DELETE", &name);
+        }
     }
 }
 
