@@ -1,4 +1,4 @@
-// CouchDB's API without CouchDB, for tests, its data in FOLDER/data: node server.js PORT FOLDER
+// CouchDB's API without CouchDB, for tests, its data in FOLDER/data: node server.js PORT FOLDER [validation]
 'use strict';
 
 const fs = require('fs');
@@ -7,7 +7,7 @@ const express = require('express');
 const PouchDB = require('pouchdb');
 const couchdb = require('express-pouchdb');
 
-const [port, folder] = process.argv.slice(2);
+const [port, folder, ...parts] = process.argv.slice(2);
 const data = path.join(folder, 'data', path.sep);
 fs.mkdirSync(data, { recursive: true });
 
@@ -42,8 +42,7 @@ app.delete('/:database', (request, response, next) => {
 });
 app.use(couchdb(PouchDB.defaults({ prefix: data }), {
   mode: 'minimumForPouchDB',
-  // So that design documents refuse what they should.
-  overrideMode: { include: ['validation'] },
+  overrideMode: { include: parts },
   inMemoryConfig: true,
 }));
 app.listen(Number(port), '127.0.0.1');

@@ -256,7 +256,7 @@ async fn each_role_does_what_it_is_for_and_nothing_else() {
 
 #[tokio::test]
 async fn what_is_malformed_is_refused_and_other_documents_are_left_alone() {
-    let Some(server) = CouchDb::start() else { return };
+    let Some(server) = CouchDb::start_validating() else { return };
     let rest = server.database_at(&server.endpoint());
     let other = Other::at(&rest);
     backend(&rest).doctor.set_up().await;

@@ -27,6 +27,7 @@ use super::{Member, free_ports, is_there, skipped};
 /// | takes no `_revs_limit`, and tells no sizes | PouchDB has neither | `doctor.rs` and `growth.rs` look at them on a real one |
 /// | purges nothing | PouchDB cannot | `feed.rs`, `refusals.rs`: purges on a real one |
 /// | asks nobody for a password | its users and roles are parts that are left out here: they are another implementation, of which nothing would follow for CouchDB's | `sessions.rs`, `doctor.rs` and the command's `couchdb.rs`: passwords, sessions, members and roles on a real one |
+/// | runs `validate_doc_update` where that is asked for | it does so before it compares revisions, and takes a conflict for a refusal | `doctor.rs`: what is malformed is refused |
 /// | refuses a write at a revision of what is not there | PouchDB always looks | `refusals.rs`: that CouchDB does, with the design document, on a real one |
 /// | answers one request at a time | node has one thread | 10 s for a request of the suite; smaller batches in `refusals.rs` |
 /// | begins the answer of a feed with its first line | express does | the client waits for it as for any line |
@@ -53,6 +54,21 @@ impl CouchDb {
     /// When it does not start, or is missing although it is required.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// Starts one that runs `validate_doc_update`, as a real one always does; but it does so before it compares revisions, so that
+    /// a conflict may look like a refusal.
+    ///
+    /// # Panics
+    ///
+    /// As [`CouchDb::start`].
+    #[must_use]
+    pub fn start_validating() -> Option<Self> {
+        Self::start_with(&["validation"])
+    }
+
+    fn start_with(parts: &[&str]) -> Option<Self> {
         if let Ok(url) = env::var("SERVICEKIT_COUCHDB_URL") {
             return Some(
                 Self::at(&url).expect("SERVICEKIT_COUCHDB_URL is http://[user:password@]host:port"),
@@ -79,7 +95,7 @@ impl CouchDb {
             return None;
         }
         // Somebody else may take a port between the choice and the start.
-        let own = (0..5).find_map(|_| try_start(&folder)).expect("node starts");
+        let own = (0..5).find_map(|_| try_start(&folder, parts)).expect("node starts");
         let endpoint = own.endpoint();
         Some(Self {
             own: Some(own),
@@ -174,7 +190,7 @@ impl Drop for CouchDb {
     }
 }
 
-fn try_start(folder: &Path) -> Option<Member> {
+fn try_start(folder: &Path, parts: &[&str]) -> Option<Member> {
     let own = tempfile::tempdir().expect("a temporary folder");
     let port = free_ports(1)[0];
     let mut modules = std::ffi::OsString::from("NODE_PATH=");
@@ -183,7 +199,7 @@ fn try_start(folder: &Path) -> Option<Member> {
     // It writes its log where it stands.
     command.arg("-C").arg(own.path()).arg(modules).arg("node");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/couchdb/server.js"));
-    command.arg(port.to_string()).arg(own.path());
+    command.arg(port.to_string()).arg(own.path()).args(parts);
     let mut member = Member::new(command, own, port);
     member.wait_until_it_listens().then_some(member)
 }
