@@ -11,7 +11,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use servicekit_core::{Env, store::Limits};
 use servicekit_dynamo::Dynamo;
 use servicekit_testkit::{
-    proxy::{Mode, Proxy},
+    proxy::{FAILING, SLOW, network},
     server,
     suite::{self, Fresh, Subject, Time},
 };
@@ -31,26 +31,14 @@ fn main() -> ExitCode {
     suite::main_of(subjects)
 }
 
-/// Everything arrives, late or in pieces: nobody may notice, and every case has to pass.
+/// Every case has to pass.
 async fn slow_network(server: &Arc<server::DynamoDb>) -> Subject {
-    const SLOW: [Mode; 3] = [
-        Mode::Delay(Duration::from_millis(20)),
-        Mode::Drip(Duration::from_millis(1)),
-        Mode::Silence,
-    ];
-    let proxy = Proxy::start(&server.endpoint()).await;
-    let endpoint = proxy.endpoint();
-    proxy.fail_now_and_then(&SLOW);
-    subject("slow-network", endpoint, server.clone())
+    subject("slow-network", network(&server.endpoint(), SLOW).await, server.clone())
 }
 
-/// Connections break, and answers are lost with them, of requests that were applied: for the cases that are about that.
+/// For the cases that are about faults.
 async fn failing_network(server: &Arc<server::DynamoDb>) -> Subject {
-    const FAILING: [Mode; 3] = [Mode::LoseAnswers, Mode::Cut, Mode::Silence];
-    let proxy = Proxy::start(&server.endpoint()).await;
-    let endpoint = proxy.endpoint();
-    proxy.fail_now_and_then(&FAILING);
-    subject("failing-network", endpoint, server.clone()).failing()
+    subject("failing-network", network(&server.endpoint(), FAILING).await, server.clone()).failing()
 }
 
 /// Two hosts whose clocks are an hour apart.

@@ -12,7 +12,7 @@ use etcd_client::Client;
 use servicekit_core::store::Limits;
 use servicekit_etcd::{Config, Etcd};
 use servicekit_testkit::{
-    proxy::{Mode, Proxy},
+    proxy::{FAILING, Mode, SLOW, network},
     server,
     suite::{self, Fresh, Subject, Time},
 };
@@ -46,29 +46,21 @@ async fn three_nodes() -> Option<Subject> {
     Some(subject("three-nodes-tls-users", address, (cluster, pki)))
 }
 
-/// Everything arrives, late or in pieces: nobody may notice, and every case has to pass.
+/// Every case has to pass.
 async fn slow_network() -> Option<Subject> {
-    const SLOW: [Mode; 3] = [
-        Mode::Delay(Duration::from_millis(30)),
-        Mode::Drip(Duration::from_millis(1)),
-        Mode::Silence,
-    ];
-    let (address, server) = behind_a_network(&SLOW).await?;
+    let (address, server) = behind_a_network(SLOW).await?;
     Some(subject("slow-network", address, server))
 }
 
-/// Connections break, and answers are lost with them: for the cases that are about that.
+/// For the cases that are about faults.
 async fn failing_network() -> Option<Subject> {
-    let (address, server) =
-        behind_a_network(&[Mode::LoseAnswers, Mode::Cut, Mode::Silence]).await?;
+    let (address, server) = behind_a_network(FAILING).await?;
     Some(subject("failing-network", address, server).failing())
 }
 
 async fn behind_a_network(faults: &'static [Mode]) -> Option<(String, server::Etcd)> {
     let server = server::Etcd::start()?;
-    let proxy = Proxy::start(&server.endpoints()).await;
-    let address = format!("//{}", proxy.endpoint());
-    proxy.fail_now_and_then(faults);
+    let address = format!("//{}", network(&server.endpoints(), faults).await);
     Some((address, server))
 }
 

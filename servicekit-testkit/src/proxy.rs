@@ -49,6 +49,26 @@ pub enum Mode {
     Cut,
 }
 
+/// Faults of a network that is slow: everything arrives, late or in pieces, and nobody may notice.
+pub const SLOW: &[Mode] =
+    &[Mode::Delay(Duration::from_millis(20)), Mode::Drip(Duration::from_millis(1)), Mode::Silence];
+
+/// Faults of a network that fails: connections break, and answers are lost with them, of requests that were applied.
+pub const FAILING: &[Mode] = &[Mode::LoseAnswers, Mode::Cut, Mode::Silence];
+
+/// A network with such faults before the server at `host:port`, for as long as the runtime lives; returns where the server is
+/// found there.
+///
+/// # Panics
+///
+/// When there is no free port.
+pub async fn network(server: &str, faults: &'static [Mode]) -> String {
+    let proxy = Proxy::start(server).await;
+    let endpoint = proxy.endpoint();
+    proxy.fail_now_and_then(faults);
+    endpoint
+}
+
 impl Proxy {
     /// Begins to listen, before the server at `host:port`.
     ///
@@ -78,7 +98,7 @@ impl Proxy {
 
     /// From now on something happens to all connections for a moment, one of these faults each, and then they are well for
     /// a while: as a seed says, which is printed.
-    pub fn fail_now_and_then(self, faults: &'static [Mode]) {
+    fn fail_now_and_then(self, faults: &'static [Mode]) {
         let seed = Env::system().random.below(1 << 32);
         println!("{faults:?} with seed {seed}");
         let random = Random::seeded(seed);

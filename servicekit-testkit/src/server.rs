@@ -40,6 +40,13 @@ pub fn skipped(why: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "ignored in {test}: {why}");
 }
 
+/// There is no such server: that is said, and a failure where `SERVICEKIT_REQUIRE_BACKENDS` is set.
+fn missing<T>(why: &str) -> Option<T> {
+    assert!(env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(), "{why}");
+    skipped(why);
+    None
+}
+
 /// A cluster of etcd servers on this host, or one server alone.
 ///
 /// The program is the one that `SERVICEKIT_ETCD` names, or `etcd`.
@@ -101,13 +108,7 @@ impl Etcd {
         if !is_there(&program) {
             let advice =
                 "install it with `apt-get install etcd-server`, or name it in SERVICEKIT_ETCD";
-            assert!(
-                env::var_os("SERVICEKIT_REQUIRE_BACKENDS").is_none(),
-                "{} is missing; {advice}",
-                program.display()
-            );
-            skipped(format!("{} is missing; {advice}", program.display()));
-            return None;
+            return missing(&format!("{} is missing; {advice}", program.display()));
         }
         // Somebody else may take a port between the choice and the start.
         let started = (0..5).find_map(|_| Self::try_start(&program, members, tls, arguments));
