@@ -189,8 +189,7 @@ impl Database {
             self.find(&self.beats, was_there)
         )?;
         // By a session that is fresh for sure: who is refused then is no administrator.
-        let nodes = self.nodes().await?;
-        let is_guarded = self.is_guarded(&self.config.database).await?;
+        let (nodes, is_guarded) = try_join!(self.nodes(), self.is_guarded(&self.config.database))?;
         let made = records.instance_start_time.clone();
         let all = [records, beats].into_iter().filter_map(|info| info.cluster);
         let (copies, shards) = all.fold((1, 1), |(copies, shards), found| {

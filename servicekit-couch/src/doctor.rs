@@ -68,7 +68,10 @@ impl DatabaseDoctor {
             }
             Ok(version) => Finding::fine(check, format!("CouchDB {version}")),
             Err(error) => {
-                let remedy = "see that the address is right, and that the server runs";
+                let remedy = match error.kind() {
+                    Kind::Denied => "give the right user and password",
+                    _ => "see that the address is right, and that the server runs",
+                };
                 Finding::problem(check, error.message(), remedy)
             }
         }

@@ -321,6 +321,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn searches_that_find_nothing_are_put_off() {
+        // They end soon, and there are no others.
+        let (keeper, asked) = keeper(&[Some(200)], Duration::ZERO);
+        let first = ready(&keeper, LONG).await.unwrap();
+        while asked.load(Ordering::Relaxed) < 2 {
+            ready(&keeper, LONG).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        while keeper.kept.lock().await.again.is_none() {
+            ready(&keeper, LONG).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        keeper.kept.lock().await.pause = LONGEST_PAUSE;
+        keeper.kept.lock().await.put_off();
+        for _ in 0..100 {
+            ready(&keeper, LONG).await.unwrap();
+            assert!(!keeper.replace(&first, &*Env::system().clock, LONG).await);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
     async fn a_slow_search_outlives_who_began_it() {
         let (keeper, asked) = keeper(&[Some(3600)], Duration::from_millis(300));
         let error = ready(&keeper, Duration::from_millis(10)).await.unwrap_err();

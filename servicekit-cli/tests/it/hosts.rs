@@ -220,8 +220,7 @@ fn waiting_ends_when_enough_are_up() {
 fn waiting_in_vain_ends_with_1() {
     let store = Store::new();
     for (format, stdout) in [("csv", ""), ("json", "[]\n")] {
-        let done =
-            store.run(&format!("hosts --label web --wait --timeout 200ms --format {format}"));
+        let done = store.run(&format!("hosts --label web --wait --timeout 2s --format {format}"));
         assert_eq!((done.code, done.stdout.as_str()), (1, stdout));
         assert!(done.stderr.contains("0 of 1"), "{}", done.stderr);
     }
@@ -303,6 +302,18 @@ fn options_that_contradict_each_other_are_refused() {
         ("--all --format haproxy", &["--all"]),
     ] {
         store.run(&format!("hosts --label web {options}")).is_usage_error(parts);
+    }
+}
+
+/// It accepts, and never answers: within a short wait nothing tells that it is away.
+#[test]
+fn a_store_that_says_nothing_in_all_the_wait_ends_with_3() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for url in [format!("couchdb://127.0.0.1:{port}/fleet"), format!("etcd://127.0.0.1:{port}")] {
+        let done = Store::at(url).run("hosts --label web --wait 1 --timeout 1s");
+        assert_eq!((done.code, done.stdout.as_str()), (3, ""), "{done:?}");
+        assert!(done.stderr.contains("did not answer"), "{done:?}");
     }
 }
 

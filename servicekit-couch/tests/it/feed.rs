@@ -264,7 +264,7 @@ async fn without_the_database_of_beats_leases_go_on() {
 
 /// A clock that is ahead of the host's by as much as a test wants.
 #[derive(Clone, Debug)]
-struct Ahead(Arc<dyn Clock>, Arc<AtomicU64>);
+pub(crate) struct Ahead(pub(crate) Arc<dyn Clock>, pub(crate) Arc<AtomicU64>);
 
 #[async_trait]
 impl Clock for Ahead {

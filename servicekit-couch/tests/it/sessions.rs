@@ -2,14 +2,14 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use futures_util::{StreamExt as _, future::join_all};
 use reqwest::Method;
 use serde_json::json;
 use servicekit_core::{
-    Kind, Retry,
+    Env, Kind, Retry,
     store::{Change, Expect, Put, Store as _},
 };
 use servicekit_testkit::{
@@ -17,7 +17,10 @@ use servicekit_testkit::{
     server::CouchDb,
 };
 
-use crate::common::{Other, key, open, put, stub::stub, tests};
+use crate::{
+    common::{Other, key, open, open_with, put, stub::stub, tests},
+    feed::Ahead,
+};
 
 /// A crowd logs in once, and once again when the session has ended.
 #[tokio::test]
@@ -57,6 +60,36 @@ async fn a_session_that_ended_is_begun_again_without_a_word() {
     ended.store(1, Ordering::SeqCst);
     crowd().await;
     assert_eq!(logins.load(Ordering::SeqCst), 2);
+}
+
+/// CouchDB locks a user out for minutes, for everybody at that address, who sends five wrong passwords.
+#[tokio::test]
+async fn a_password_that_was_refused_is_not_sent_again_at_once() {
+    let logins = Arc::new(AtomicU64::new(0));
+    let counted = logins.clone();
+    let endpoint = stub(move |request, _| match request {
+        "POST /_session" => {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let said = r#"{"error":"unauthorized","reason":"Name or password is incorrect."}"#;
+            (401, "", said)
+        }
+        _ => (500, "", ""),
+    })
+    .await;
+    let later = Arc::new(AtomicU64::new(0));
+    let env = Env::system();
+    let env = Env { clock: Arc::new(Ahead(env.clock, later.clone())), ..env };
+    let couch = open_with(&format!("//me:hush@{endpoint}/fleet"), env);
+    let key = key(&tests());
+    for (seconds, sent) in [(0, 1), (100, 1), (130, 2)] {
+        later.store(seconds, Ordering::Relaxed);
+        for asked in join_all((0..4).map(|_| couch.get(&key))).await {
+            let error = asked.unwrap_err();
+            assert_eq!((error.kind(), error.retry()), (Kind::Denied, Retry::Never), "{error:?}");
+            assert!(error.message().contains("password"), "{error:?}");
+        }
+        assert_eq!(logins.load(Ordering::Relaxed), sent, "after {seconds} s");
+    }
 }
 
 /// As when the server's secret is another one: what it signed before is nothing any more.

@@ -20,12 +20,29 @@ cases! { "leases";
     a_renewal_counts_from_before_it_was_sent [NoFaults, Linearizable],
     an_outage_shorter_than_the_ttl_loses_no_guard [NoFaults, Linearizable],
     acquire_waits_as_long_as_it_is_told_and_leaves_nothing [NoFaults, Linearizable],
+    a_wait_that_ends_in_a_young_outage_says_so [NoFaults, Linearizable],
 }
 
 async fn acquire(contender: &Contender<'_>) -> Guard {
     let Contender { world, leases, lease, request } = contender;
     let acquiring = lease::acquire(leases, lease, request, &world.env);
     acquiring.await.expect("acquire").expect("a slot is free in time")
+}
+
+/// Nobody was told of it yet, for what is sent is sent again for a while.
+async fn a_wait_that_ends_in_a_young_outage_says_so(world: World) {
+    let (one, mut two) = (contender(&world, "one"), contender(&world, "two"));
+    let term = Term::Attended { ttl: Duration::from_secs(60) };
+    one.term(term).granted().await;
+    two.request.wait = Some(Duration::from_secs(10));
+    let waiting = lease::obtain(&two.leases, &two.lease, &two.request, &world.env, |_| {});
+    let outage = async {
+        world.pass(Duration::from_secs(9)).await;
+        world.faulty.follow(Plan { fail_before: 1.0, ..Plan::NONE });
+    };
+    let (obtained, ()) = futures_util::join!(waiting, outage);
+    let error = obtained.expect_err("nobody knows whether the slot is free");
+    assert!(error.is_transient(), "{error:?}");
 }
 
 async fn a_guard_keeps_its_grant_until_it_is_released(world: World) {
