@@ -23,6 +23,17 @@ cases! { "leases";
     a_wall_clock_that_is_set_changes_no_attended_grant [NoFaults, Linearizable, SimulatedTime],
     the_clocks_of_other_hosts_change_no_attended_grant [NoFaults, Linearizable, SimulatedTime, MultiHost],
     a_stopped_holder_is_told_when_it_goes_on [NoFaults, Linearizable],
+    who_comes_after_the_holder_has_ended_is_granted_at_once [NoFaults, Linearizable, ServerExpiry, SimulatedTime],
+}
+
+/// It need not wait until somebody who waits has noticed.
+async fn who_comes_after_the_holder_has_ended_is_granted_at_once(world: World) {
+    contender(&world, "one").granted().await;
+    world.pass(world.ttl() * 2).await;
+    let began = world.now();
+    contender(&world, "two").obtain(Duration::ZERO).await;
+    let took = world.now().since(began);
+    assert!(took < Duration::from_millis(100), "it took {took:?}");
 }
 
 async fn a_grant_that_nobody_renews_passes_on_and_not_before_its_ttl(world: World) {
